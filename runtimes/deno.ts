@@ -1,0 +1,100 @@
+/**
+ * Deno: libc through `Deno.dlopen`. `--allow-ffi --allow-net` is enough.
+ *
+ * @module
+ */
+
+import net from "node:net";
+import { abiOf } from "../src/abi.ts";
+import { TakeoverError } from "../src/errors.ts";
+import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/libc.ts";
+import type { Runtime } from "../src/runtime.ts";
+import { formatAddress, type SocketAddress } from "../src/sockaddr.ts";
+import { listenOn, lookup, present, streamOf } from "./net.ts";
+
+/** The part of Deno's own interface that is used, so that this file checks anywhere. */
+interface DenoLike {
+  readonly version: { readonly deno: string };
+  readonly build: { readonly os: string; readonly arch: string };
+  readonly errors: { readonly NotCapable: new () => Error };
+  dlopen(path: string, symbols: Record<string, unknown>): { symbols: Record<string, RawFunction> };
+  readonly UnsafePointer: { of(bytes: Uint8Array): unknown; value(pointer: unknown): bigint };
+  readonly UnsafePointerView: new (pointer: unknown) => { getInt32(): number };
+}
+
+/** The C types in Deno's words. */
+const types: Record<CType, string> = {
+  int: "i32",
+  unsigned: "u32",
+  size_t: "usize",
+  ssize_t: "isize",
+  bytes: "buffer",
+};
+
+/**
+ * Binds libc on Deno.
+ *
+ * @returns The runtime, for {@linkcode takeOver} and for calling libc directly.
+ * @throws {TakeoverError} `ERR_TAKEOVER_PERMISSION` without `--allow-ffi`,
+ *   `ERR_TAKEOVER_UNSUPPORTED` on a platform that is not known.
+ *
+ * @example
+ * ```ts
+ * import { openRuntime } from "@socket-takeover/socket-takeover/deno";
+ *
+ * const { libc } = await openRuntime();
+ * console.log(libc.getpid());
+ * ```
+ */
+export function openRuntime(): Promise<Runtime> {
+  return Promise.resolve().then(open);
+}
+
+function open(): Runtime {
+  const deno = (globalThis as unknown as { Deno: DenoLike }).Deno;
+  const { os, arch } = deno.build;
+  const abi = abiOf(os, arch === "x86_64" ? "x64" : arch === "aarch64" ? "arm64" : arch);
+  const declared = {
+    ...declarations(abi, types),
+    [abi.errnoLocation]: { parameters: [], result: "pointer" },
+  };
+  const library = loadFirst(abi, (path) => load(deno, path, declared));
+  // errno has one address for the life of a thread, and JavaScript stays on its own.
+  const errno = new deno.UnsafePointerView(library[abi.errnoLocation]!());
+  return {
+    name: "deno",
+    version: deno.version.deno,
+    ffi: "Deno.dlopen",
+    abi,
+    libc: bindTable(abi, library, () => errno.getInt32()),
+    addressOf: (bytes) => deno.UnsafePointer.value(deno.UnsafePointer.of(bytes)),
+    adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
+    adoptListener: listenOn,
+    lookup,
+    present,
+    listenExtras: (address) => ({ onListen: () => announce(address) }),
+  };
+}
+
+function load(deno: DenoLike, path: string, symbols: Record<string, unknown>): Record<string, RawFunction> {
+  try {
+    return deno.dlopen(path, symbols).symbols;
+  } catch (error) {
+    throw error instanceof deno.errors.NotCapable ? denied(error) : error;
+  }
+}
+
+function denied(cause: Error): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_PERMISSION",
+    "Cannot call libc without permission: run `deno run --allow-ffi --allow-net …`. " +
+      "A file name after --allow-ffi= is resolved against the current folder: name libc by its absolute path, or none",
+    { cause },
+  );
+}
+
+/** What Deno.serve prints by itself, with the address that is true. */
+function announce(address: SocketAddress): void {
+  const where = address.family === "unix" ? formatAddress(address) : `http://${formatAddress(address)}/`;
+  console.log(`Listening on ${where}`);
+}

@@ -1,0 +1,161 @@
+/**
+ * Node: libc through koffi when it is installed, else through `node:ffi`
+ * (Node 26.9 and later).
+ *
+ * @module
+ */
+
+import net from "node:net";
+import process from "node:process";
+import { type Abi, abiOf } from "../src/abi.ts";
+import type { Bytes } from "../src/bytes.ts";
+import { TakeoverError } from "../src/errors.ts";
+import {
+  bindTable,
+  type CFunction,
+  type CType,
+  declarations,
+  functions,
+  type Libc,
+  loadFirst,
+  type RawFunction,
+} from "../src/libc.ts";
+import type { Runtime } from "../src/runtime.ts";
+import { listenOn, lookup, present, streamOf } from "./net.ts";
+
+/** The part of koffi that is used. */
+interface Koffi {
+  load(path: string | null): { func(name: string, result: string, parameters: readonly string[]): RawFunction };
+  errno(): number;
+  address(bytes: Uint8Array): bigint;
+}
+
+/** The part of `node:ffi` that is used. */
+interface NodeFfi {
+  dlopen(path: string, symbols: Record<string, unknown>): { functions: Record<string, RawFunction> };
+  getInt32(pointer: unknown, offset: number): number;
+  getRawPointer(bytes: Uint8Array): bigint;
+}
+
+/** libc bound through one FFI, and the address of bytes in it. */
+interface Binding {
+  readonly ffi: string;
+  readonly libc: Libc;
+  addressOf(bytes: Bytes): bigint;
+}
+
+/** The C types in koffi's words; it has no `ssize_t`. */
+const koffiTypes: Record<CType, string> = {
+  int: "int",
+  unsigned: "unsigned int",
+  size_t: "size_t",
+  ssize_t: "int64",
+  bytes: "void *",
+};
+
+/** The C types in node:ffi's words. */
+const nodeTypes: Record<CType, string> = {
+  int: "int32",
+  unsigned: "uint32",
+  size_t: "uint64",
+  ssize_t: "int64",
+  bytes: "pointer",
+};
+
+/** Which FFI to bind libc through. */
+export interface NodeOptions {
+  /** `koffi` or `node:ffi`; without it, koffi when it is installed. */
+  readonly ffi?: "koffi" | "node:ffi";
+}
+
+/**
+ * Binds libc on Node.
+ *
+ * @param options Which FFI to use.
+ * @returns The runtime, for {@linkcode takeOver} and for calling libc directly.
+ * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when neither koffi nor
+ *   `node:ffi` is there, or the platform is not known.
+ *
+ * @example
+ * ```ts ignore
+ * import { openRuntime } from "socket-takeover/node";
+ *
+ * const { libc, ffi } = await openRuntime();
+ * console.log(ffi, libc.getpid());
+ * ```
+ */
+export async function openRuntime(options: NodeOptions = {}): Promise<Runtime> {
+  const abi = abiOf(process.platform, process.arch);
+  const binding = await bind(abi, options.ffi);
+  return {
+    name: "node",
+    version: process.versions.node,
+    ...binding,
+    abi,
+    adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
+    adoptListener: listenOn,
+    lookup,
+    present,
+    listenExtras: () => ({}),
+  };
+}
+
+async function bind(abi: Abi, wanted: NodeOptions["ffi"]): Promise<Binding> {
+  const koffi = wanted === "node:ffi" ? null : await importIfThere<{ default: Koffi }>("koffi");
+  if (koffi) return bindKoffi(abi, koffi.default);
+  const ffi = wanted === "koffi" ? null : await importIfThere<NodeFfi>("node:ffi");
+  if (ffi) return bindNodeFfi(abi, ffi);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_UNSUPPORTED",
+    `Cannot call libc on Node ${process.versions.node} without an FFI: run \`npm i koffi\`, or use Node 26.9 or later`,
+  );
+}
+
+/** Imports a module that may be missing; one that is there but broken throws. */
+async function importIfThere<T>(specifier: string): Promise<T | null> {
+  try {
+    return await import(specifier) as T;
+  } catch (error) {
+    const { code } = error as { code?: string };
+    if (code === "ERR_MODULE_NOT_FOUND" || code === "ERR_UNKNOWN_BUILTIN_MODULE") return null;
+    throw error;
+  }
+}
+
+function bindKoffi(abi: Abi, koffi: Koffi): Binding {
+  // The process has libc loaded already, whichever libc it is.
+  const loaded = koffi.load(null);
+  const library: Record<string, RawFunction> = {};
+  for (const [name, { parameters, result }] of Object.entries(declarations(abi, koffiTypes))) {
+    library[name] = loaded.func(name, result, parameters);
+  }
+  return {
+    ffi: "koffi",
+    libc: bindTable(abi, library, () => koffi.errno()),
+    addressOf: (bytes) => koffi.address(bytes),
+  };
+}
+
+function bindNodeFfi(abi: Abi, ffi: NodeFfi): Binding {
+  const declared: Record<string, unknown> = { [abi.errnoLocation]: { arguments: [], return: "pointer" } };
+  for (const [name, { parameters, result }] of Object.entries(declarations(abi, nodeTypes))) {
+    declared[name] = { arguments: parameters, return: result };
+  }
+  const library = loadFirst(abi, (path) => ffi.dlopen(path, declared).functions);
+  // errno has one address for the life of a thread, and JavaScript stays on its own.
+  const errno = library[abi.errnoLocation]!();
+  for (const [name, signature] of Object.entries<CFunction>(functions)) {
+    if (library[name]) library[name] = takingBigSizes(library[name], signature);
+  }
+  return {
+    ffi: "node:ffi",
+    libc: bindTable(abi, library, () => ffi.getInt32(errno, 0)),
+    addressOf: (bytes) => ffi.getRawPointer(bytes),
+  };
+}
+
+/** node:ffi takes 64-bit integers as bigints only; here they are all last. */
+function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunction {
+  if (parameters.at(-1) !== "size_t") return raw;
+  return (first, second, size) => raw(first, second, BigInt(size));
+}

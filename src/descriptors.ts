@@ -1,0 +1,144 @@
+/**
+ * The process's own descriptor table: what is in it, how much room is left,
+ * and descriptors that have an owner.
+ *
+ * @module
+ */
+
+import { allocate, untilNul, viewOf } from "./bytes.ts";
+import { checked } from "./errors.ts";
+import type { Runtime } from "./runtime.ts";
+
+/**
+ * One descriptor with one owner. Whoever holds it closes it, or takes the
+ * number out with {@linkcode take} and owns that instead.
+ */
+export class OwnedDescriptor implements Disposable {
+  readonly #runtime: Runtime;
+  #number: number;
+
+  constructor(runtime: Runtime, number: number) {
+    this.#runtime = runtime;
+    this.#number = number;
+  }
+
+  /** The number, which stays owned by this object. -1 once taken or closed. */
+  get number(): number {
+    return this.#number;
+  }
+
+  /** Gives the number away: this object will not close it. */
+  take(): number {
+    const number = this.#number;
+    this.#number = -1;
+    return number;
+  }
+
+  /** Closes it, unless it was taken or closed before. */
+  [Symbol.dispose](): void {
+    if (this.#number >= 0) this.#runtime.libc.close(this.take());
+  }
+}
+
+/** Closes all of them. */
+export function disposeAll(descriptors: Iterable<Disposable>): void {
+  for (const descriptor of descriptors) descriptor[Symbol.dispose]();
+}
+
+/** A path as C reads it. */
+export function cString(text: string): Uint8Array<ArrayBuffer> {
+  const encoded = new TextEncoder().encode(text);
+  const bytes = allocate(encoded.length + 1);
+  bytes.set(encoded);
+  return bytes;
+}
+
+/**
+ * Every descriptor of this process, ascending. Read through libc, because Deno
+ * hides /proc from JavaScript unless it was given --allow-all.
+ *
+ * On macOS, which has no getdents64, every number below the limit is listed;
+ * asking a closed one for its socket name is harmless.
+ */
+export function openDescriptors(runtime: Runtime): number[] {
+  const { abi, libc } = runtime;
+  if (abi.platform !== "linux") return Array.from({ length: softLimit(runtime) }, (_, number) => number);
+  const { O_RDONLY, O_DIRECTORY, O_CLOEXEC } = abi.constants;
+  const folder = checked(abi, "open", libc.open(cString("/proc/self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0));
+  try {
+    return readNumbers(runtime, folder).filter((number) => number !== folder).sort((a, b) => a - b);
+  } finally {
+    libc.close(folder);
+  }
+}
+
+/** What /proc says a descriptor is, for instance `socket:[4711]` or `anon_inode:[eventpoll]`. */
+export function linkOf({ libc }: Runtime, descriptor: number): string {
+  const target = allocate(256);
+  const size = libc.readlink(cString(`/proc/self/fd/${descriptor}`), target, target.length);
+  return size < 0 ? "" : new TextDecoder().decode(target.subarray(0, size));
+}
+
+/** A small file of /proc, whole. */
+export function readFile({ abi, libc }: Runtime, path: string): string {
+  const { O_RDONLY, O_CLOEXEC } = abi.constants;
+  const file = checked(abi, "open", libc.open(cString(path), O_RDONLY | O_CLOEXEC, 0), path);
+  try {
+    const decoder = new TextDecoder();
+    const chunk = allocate(64 * 1024);
+    let text = "";
+    for (;;) {
+      const size = checked(abi, "read", libc.read(file, chunk, chunk.length), path);
+      if (size === 0) return text;
+      text += decoder.decode(chunk.subarray(0, size), { stream: true });
+    }
+  } finally {
+    libc.close(file);
+  }
+}
+
+/** How many more descriptors this process may open (RLIMIT_NOFILE, soft). */
+export function freeDescriptorCount(runtime: Runtime): number {
+  const used = runtime.abi.platform === "linux"
+    ? openDescriptors(runtime).length
+    : openDescriptors(runtime).filter((number) => runtime.libc.fcntl(number, runtime.abi.constants.F_GETFD, 0) >= 0)
+      .length;
+  return Math.max(0, softLimit(runtime) - used);
+}
+
+/** The soft RLIMIT_NOFILE (getrlimit(2)); an unlimited one counts as 2^31 - 1. */
+function softLimit({ abi, libc }: Runtime): number {
+  const limit = allocate(16);
+  checked(abi, "getrlimit", libc.getrlimit(abi.constants.RLIMIT_NOFILE, limit));
+  return Number(viewOf(limit).getBigUint64(0, true) & 0x7fffffffn);
+}
+
+/**
+ * `struct linux_dirent64` (getdents(2)):
+ * inode 8 | offset 8 | record length 2 | type 1 | name, NUL-terminated.
+ */
+function readNumbers({ abi, libc }: Runtime, folder: number): number[] {
+  const numbers: number[] = [];
+  const entries = allocate(64 * 1024);
+  const view = viewOf(entries);
+  for (;;) {
+    const size = checked(abi, "getdents64", libc.getdents64(folder, entries, entries.length));
+    if (size === 0) return numbers;
+    for (let at = 0; at < size;) {
+      const length = view.getUint16(at + 16, true);
+      const number = decimal(untilNul(entries.subarray(at + 19, at + length)));
+      if (number >= 0) numbers.push(number);
+      at += length;
+    }
+  }
+}
+
+/** Digits as a number, or -1: a decoder for every entry would cost more than the walk. */
+function decimal(digits: Uint8Array): number {
+  let value = 0;
+  for (const digit of digits) {
+    if (digit < 48 || digit > 57) return -1;
+    value = value * 10 + digit - 48;
+  }
+  return value;
+}

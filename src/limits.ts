@@ -1,0 +1,94 @@
+/**
+ * Every wait, size and count of a hand-over has a limit: its name, what it
+ * bounds, its default. Going over one is an error: `ERR_TAKEOVER_TIMEOUT` for
+ * a time, `ERR_TAKEOVER_LIMIT` for a size or count, unless a line says
+ * otherwise.
+ *
+ * @module
+ */
+
+import { TakeoverError } from "./errors.ts";
+
+/** The limits of a hand-over. Times are milliseconds, sizes bytes. */
+export interface Limits {
+  /** Getting the lock under which a path is bound. */
+  readonly lockMs: number;
+  /** The first frame of a connection to the control socket. */
+  readonly helloMs: number;
+  /** The incumbent's answer to hello. It may be in a long turn, or starting. */
+  readonly offerMs: number;
+  /** One batch of descriptors: until it is sent, received and acknowledged. */
+  readonly batchMs: number;
+  /** From the last batch until the successor says ready. */
+  readonly readyMs: number;
+  /** The incumbent's answer to ready. */
+  readonly leaseMs: number;
+  /** From ready until the successor says settled by itself. */
+  readonly settleMs: number;
+  /** Silence of a successor during the lease: ERR_TAKEOVER_REVOKED. */
+  readonly silenceMs: number;
+  /** The incumbent's answer to settled; past it the successor goes on alone. */
+  readonly releaseMs: number;
+  /** Until the callback of `listen` has a listening socket: ERR_TAKEOVER_ADOPT. */
+  readonly openMs: number;
+  /** How long connections may take to end once they are to drain. */
+  readonly drainMs: number;
+  /** Endpoints in one hand-over. */
+  readonly endpointCount: number;
+  /** The name of an endpoint, in UTF-8. */
+  readonly nameSize: number;
+  /** The JSON head of a frame. */
+  readonly headSize: number;
+  /** Connections to the control socket that have not said hello yet. */
+  readonly pendingCount: number;
+  /** Descriptors that must stay free in the successor: ERR_TAKEOVER_NO_ROOM. */
+  readonly spareCount: number;
+}
+
+/** What applies when the application sets nothing. */
+export const defaultLimits: Limits = {
+  lockMs: 5_000,
+  helloMs: 5_000,
+  offerMs: 10_000,
+  batchMs: 10_000,
+  readyMs: 300_000,
+  leaseMs: 10_000,
+  settleMs: 10_000,
+  silenceMs: 5_000,
+  releaseMs: 10_000,
+  openMs: 10_000,
+  drainMs: 30_000,
+  endpointCount: 4_096,
+  nameSize: 255,
+  headSize: 4 * 1024 * 1024,
+  pendingCount: 64,
+  spareCount: 32,
+};
+
+/**
+ * The defaults with the application's own values over them.
+ *
+ * @param given The application's values; `undefined` keeps the default.
+ * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` when a name is unknown or a
+ *   value is not an integer from 0 on.
+ */
+export function limitsFrom(given: Partial<Limits> = {}): Limits {
+  const limits: Record<string, number> = { ...defaultLimits };
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined) continue;
+    if (!(name in defaultLimits)) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_LIMIT",
+        `Cannot set the limit ${name}: expected one of ${Object.keys(defaultLimits).join(", ")}`,
+      );
+    }
+    if (!(Number.isSafeInteger(value) && value >= 0)) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_LIMIT",
+        `Cannot set the limit ${name} to ${value}: expected an integer from 0 on`,
+      );
+    }
+    limits[name] = value;
+  }
+  return limits as unknown as Limits;
+}

@@ -1,0 +1,64 @@
+/**
+ * The seam: what a runtime has to bring. libc over bytes, and the few things
+ * that only the runtime can do. Types only, so a faked one fits on a page.
+ *
+ * @module
+ */
+
+import type { Abi } from "./abi.ts";
+import type { Bytes } from "./bytes.ts";
+import type { Libc } from "./libc.ts";
+import type { SocketAddress } from "./sockaddr.ts";
+
+/** What a connection of the control plane reports. */
+export interface StreamHandlers {
+  /** Bytes arrived; they are the receiver's to keep. */
+  data(bytes: Uint8Array): void;
+  /** The connection has ended, for whatever reason. Called once. */
+  close(): void;
+}
+
+/** A connection of the control plane: an ordinary stream of the runtime. */
+export interface ControlStream {
+  /** Its descriptor, which stays the runtime's. */
+  readonly descriptor: number;
+  /** Starts reading. */
+  start(handlers: StreamHandlers): void;
+  /** Queues bytes. They go out in order; after the end they are dropped. */
+  write(bytes: Uint8Array): void;
+  /** Closes once everything written has gone out. */
+  end(): void;
+  /** Closes at once. */
+  destroy(): void;
+}
+
+/** The control socket as the runtime listens on it. */
+export interface ControlListener {
+  /** Its descriptor, which stays the runtime's. */
+  readonly descriptor: number;
+  /** Closes the descriptor. The path stays. */
+  close(): void;
+}
+
+/** One of the three runtimes, as the core sees it. */
+export interface Runtime {
+  readonly name: "deno" | "bun" | "node";
+  /** Its version, for instance `2.9.6`. */
+  readonly version: string;
+  /** Which FFI libc is bound through, for instance `koffi`. */
+  readonly ffi: string;
+  readonly abi: Abi;
+  readonly libc: Libc;
+  /** The address of a buffer made by `allocate`. */
+  addressOf(bytes: Bytes): bigint;
+  /** Hands a connected Unix descriptor to the runtime, which owns it from then on. */
+  adoptStream(descriptor: number): ControlStream;
+  /** Hands a listening Unix descriptor to the runtime, which owns it from then on. */
+  adoptListener(descriptor: number, accept: (stream: ControlStream) => void): Promise<ControlListener>;
+  /** The numeric addresses of a host name. */
+  lookup(hostname: string): Promise<readonly string[]>;
+  /** Makes a native server report the address that it really has, where it can be told. */
+  present(native: unknown, address: SocketAddress): void;
+  /** What this runtime's own servers understand beside an address. */
+  readonly listenExtras: (address: SocketAddress) => Record<string, unknown>;
+}

@@ -1,0 +1,169 @@
+/**
+ * Sockets by their descriptors: made, asked and set through libc.
+ *
+ * @module
+ */
+
+import type { Abi } from "./abi.ts";
+import { allocate, type Bytes, toHex, viewOf } from "./bytes.ts";
+import { checked } from "./errors.ts";
+import { errnoOf } from "./errno.ts";
+import type { Runtime } from "./runtime.ts";
+import { decodeSockaddr, encodeSockaddr, formatAddress, type SocketAddress, sockaddrSize } from "./sockaddr.ts";
+
+/** Linux's SOCK_CLOEXEC | SOCK_NONBLOCK (socket(2)); macOS takes two fcntl calls instead. */
+const linuxSocketFlags = 0o2000000 | 0o4000;
+
+/** Linux's SO_COOKIE (asm-generic/socket.h): eight bytes that name a socket for its whole life. */
+const SO_COOKIE = 57;
+
+/** What a process can ask about a socket that it holds. */
+export interface SocketIdentity {
+  readonly family: SocketAddress["family"];
+  readonly type: "stream" | "dgram" | "other";
+  readonly listening: boolean;
+  /** Where it is bound. */
+  readonly address: SocketAddress;
+  /** `SO_COOKIE` in hexadecimal; empty where the platform has none (macOS). */
+  readonly cookie: string;
+}
+
+/** Makes a non-blocking, close-on-exec socket of the address's family. */
+export function openSocket(runtime: Runtime, family: SocketAddress["family"], type: "stream" | "dgram"): number {
+  const { abi, libc } = runtime;
+  const { constants } = abi;
+  const domain = { unix: constants.AF_UNIX, inet: constants.AF_INET, inet6: constants.AF_INET6 }[family];
+  const kind = type === "stream" ? constants.SOCK_STREAM : constants.SOCK_DGRAM;
+  if (abi.platform === "linux") return checked(abi, "socket", libc.socket(domain, kind | linuxSocketFlags, 0));
+  const descriptor = checked(abi, "socket", libc.socket(domain, kind, 0));
+  setCloseOnExec(runtime, descriptor);
+  setNonBlocking(runtime, descriptor);
+  return descriptor;
+}
+
+/** Binds a socket (bind(2)). */
+export function bindSocket({ abi, libc }: Runtime, descriptor: number, address: SocketAddress): void {
+  const bytes = encodeSockaddr(abi, address);
+  checked(abi, "bind", libc.bind(descriptor, bytes, bytes.length), formatAddress(address));
+}
+
+/** Starts a connect(2). On a Unix socket it is done, or has failed, on return. */
+export function connectSocket({ abi, libc }: Runtime, descriptor: number, address: SocketAddress): void {
+  const bytes = encodeSockaddr(abi, address);
+  checked(abi, "connect", libc.connect(descriptor, bytes, bytes.length), formatAddress(address));
+}
+
+/** Where a socket is bound, or null when the descriptor is no IP or Unix socket. */
+export function localAddress(runtime: Runtime, descriptor: number): SocketAddress | null {
+  return nameOf(runtime.abi, (name, size) => runtime.libc.getsockname(descriptor, name, size));
+}
+
+/** Where a socket is connected to, or null when it is not connected. */
+export function peerAddress(runtime: Runtime, descriptor: number): SocketAddress | null {
+  return nameOf(runtime.abi, (name, size) => runtime.libc.getpeername(descriptor, name, size));
+}
+
+/** An integer option (getsockopt(2)), or -errno. */
+export function integerOption({ abi, libc }: Runtime, descriptor: number, name: number): number {
+  const value = allocate(4);
+  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, name, value, sizeBytes(4));
+  return result < 0 ? result : viewOf(value).getInt32(0, true);
+}
+
+/** Sets an integer option (setsockopt(2)). */
+export function setIntegerOption(
+  { abi, libc }: Runtime,
+  descriptor: number,
+  level: number,
+  name: number,
+  value: number,
+): void {
+  checked(abi, "setsockopt", libc.setsockopt(descriptor, level, name, sizeBytes(value), 4));
+}
+
+/** `SO_COOKIE` in hexadecimal, or an empty text where there is none. */
+export function cookieOf({ abi, libc }: Runtime, descriptor: number): string {
+  if (abi.platform !== "linux") return "";
+  const value = allocate(8);
+  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_COOKIE, value, sizeBytes(8));
+  return result < 0 ? "" : toHex(value.toReversed());
+}
+
+/** Whether the descriptor is a socket that accepts connections (`SO_ACCEPTCONN`). */
+export function isListening(runtime: Runtime, descriptor: number): boolean {
+  return integerOption(runtime, descriptor, runtime.abi.constants.SO_ACCEPTCONN) === 1;
+}
+
+/**
+ * Says what socket a descriptor is.
+ *
+ * @returns Its identity, or null when it is no IP or Unix socket.
+ */
+export function identify(runtime: Runtime, descriptor: number): SocketIdentity | null {
+  const { constants } = runtime.abi;
+  const address = localAddress(runtime, descriptor);
+  if (!address) return null;
+  const type = integerOption(runtime, descriptor, constants.SO_TYPE);
+  return {
+    family: address.family,
+    type: type === constants.SOCK_STREAM ? "stream" : type === constants.SOCK_DGRAM ? "dgram" : "other",
+    listening: isListening(runtime, descriptor),
+    address,
+    cookie: cookieOf(runtime, descriptor),
+  };
+}
+
+/**
+ * Sets O_NONBLOCK, which all copies of a socket share. Deno's accept loop
+ * blocks its whole process on a listener without it.
+ */
+export function setNonBlocking({ abi, libc }: Runtime, descriptor: number): void {
+  const { F_GETFL, F_SETFL, O_NONBLOCK } = abi.constants;
+  const flags = checked(abi, "fcntl", libc.fcntl(descriptor, F_GETFL, 0));
+  if (flags & O_NONBLOCK) return;
+  checked(abi, "fcntl", libc.fcntl(descriptor, F_SETFL, flags | O_NONBLOCK));
+}
+
+/** Sets FD_CLOEXEC, which every descriptor has of its own. */
+export function setCloseOnExec({ abi, libc }: Runtime, descriptor: number): void {
+  const { F_SETFD, FD_CLOEXEC } = abi.constants;
+  checked(abi, "fcntl", libc.fcntl(descriptor, F_SETFD, FD_CLOEXEC));
+}
+
+/**
+ * Puts a copy of one descriptor under another's number, closing what was there
+ * (dup3(2)).
+ */
+export function duplicateOver(runtime: Runtime, from: number, to: number): void {
+  const { abi, libc } = runtime;
+  const result = libc.dup3(from, to, abi.constants.O_CLOEXEC);
+  if (result !== -errnoOf(abi.platform, "ENOSYS")) {
+    checked(abi, "dup3", result);
+    return;
+  }
+  checked(abi, "dup2", libc.dup2(from, to));
+  setCloseOnExec(runtime, to);
+}
+
+/** Runs `use` with a descriptor and closes it when `use` throws. */
+export function closingOnError<T>(runtime: Runtime, descriptor: number, use: (descriptor: number) => T): T {
+  try {
+    return use(descriptor);
+  } catch (error) {
+    runtime.libc.close(descriptor);
+    throw error;
+  }
+}
+
+function nameOf(abi: Abi, call: (name: Bytes, size: Bytes) => number): SocketAddress | null {
+  const name = allocate(sockaddrSize);
+  const size = sizeBytes(sockaddrSize);
+  if (call(name, size) < 0) return null;
+  return decodeSockaddr(abi, name.subarray(0, viewOf(size).getUint32(0, true)));
+}
+
+function sizeBytes(value: number): Bytes {
+  const bytes = allocate(4);
+  viewOf(bytes).setInt32(0, value, true);
+  return bytes;
+}
