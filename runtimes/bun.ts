@@ -69,3 +69,6 @@ export async function openRuntime(): Promise<Runtime> {
     listenExtras: () => ({}),
   };
 }
+
+export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export { TakeoverError } from "../src/errors.ts";

@@ -98,3 +98,6 @@ function announce(address: SocketAddress): void {
   const where = address.family === "unix" ? formatAddress(address) : `http://${formatAddress(address)}/`;
   console.log(`Listening on ${where}`);
 }
+
+export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export { TakeoverError } from "../src/errors.ts";

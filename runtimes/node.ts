@@ -159,3 +159,6 @@ function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunctio
   if (parameters.at(-1) !== "size_t") return raw;
   return (first, second, size) => raw(first, second, BigInt(size));
 }
+
+export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export { TakeoverError } from "../src/errors.ts";

@@ -81,22 +81,23 @@ export class DescriptorChannel {
   /**
    * Receives what is there.
    *
+   * @param size The most bytes to take.
    * @returns Null when nothing is there yet.
    * @throws {TakeoverError} `ERR_TAKEOVER_TRUNCATED` when descriptors were lost
    *   on the way in; those that came have been closed.
    * @throws {SystemError} When recvmsg(2) fails.
    */
-  receive(): Received | null {
+  receive(size: number): Received | null {
     const { abi, libc } = this.#runtime;
     const { MSG_DONTWAIT, MSG_CMSG_CLOEXEC, MSG_CTRUNC } = abi.constants;
-    this.#message.aim(0, this.#message.data.length, this.#message.control.length);
-    const size = libc.recvmsg(this.#descriptor, this.#message.bytes, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (size < 0 && ["EAGAIN", "EINTR"].includes(errnoName(abi.platform, -size))) return null;
-    checked(abi, "recvmsg", size);
+    this.#message.aim(0, size, this.#message.control.length);
+    const result = libc.recvmsg(this.#descriptor, this.#message.bytes, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (result < 0 && ["EAGAIN", "EINTR"].includes(errnoName(abi.platform, -result))) return null;
+    checked(abi, "recvmsg", result);
     const descriptors = decodeRights(abi, this.#message.received)
       .map((number) => new OwnedDescriptor(this.#runtime, number));
     if (this.#message.flags & MSG_CTRUNC) throw truncated(descriptors);
-    return { bytes: this.#message.data.slice(0, size), descriptors };
+    return { bytes: this.#message.data.slice(0, result), descriptors };
   }
 
   #sendOnce(offset: number, size: number, controlSize: number): number {

@@ -48,7 +48,8 @@ export const sockaddrSize = 128;
  * @param address The address; a Unix path of at most 107 bytes on Linux and
  *   103 on macOS (`sun_path` less its NUL), an abstract name of at most 108.
  * @returns Exactly the bytes to pass to bind(2) or connect(2).
- * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` when it cannot be encoded.
+ * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS`, or `ERR_TAKEOVER_PATH` for a
+ *   Unix one, when it cannot be encoded.
  */
 export function encodeSockaddr(abi: Abi, address: SocketAddress): Bytes {
   if (address.family === "unix") return encodeUnix(abi, address.path);
@@ -199,14 +200,14 @@ function encodeUnix(abi: Abi, path: string): Bytes {
   const most = abstract ? un.pathSize : un.pathSize - 1;
   if (name.length > most) {
     throw new TakeoverError(
-      "ERR_TAKEOVER_ADDRESS",
+      "ERR_TAKEOVER_PATH",
       `Cannot use the Unix path ${JSON.stringify(path)}: it has ${name.length} bytes, ` +
         `expected at most ${most}; choose a shorter folder, for instance under /run`,
     );
   }
   if (!abstract && name.includes(0)) {
     throw new TakeoverError(
-      "ERR_TAKEOVER_ADDRESS",
+      "ERR_TAKEOVER_PATH",
       `Cannot use the Unix path ${JSON.stringify(path)}: expected no NUL in it`,
     );
   }

@@ -1,0 +1,138 @@
+/**
+ * Draining: requests in flight complete, every further response on a kept
+ * connection says `Connection: close`, and what is left ends at the deadline.
+ *
+ * The request path of a server that does not drain is one look at a flag.
+ * Connections are counted by walking the descriptor table, and only while
+ * draining.
+ *
+ * @module
+ */
+
+import { openDescriptors } from "./descriptors.ts";
+import type { Runtime } from "./runtime.ts";
+import type { SocketAddress } from "./sockaddr.ts";
+import { isListening, localAddress, peerAddress } from "./socket.ts";
+
+/** How often connections are counted while draining. */
+const countEveryMs = 50;
+
+/** What became of the connections that a process still had when it was replaced. */
+export interface Drained {
+  /** Connections still open when the time was up; they end with the process. */
+  readonly remaining: number;
+  /** How long it took. */
+  readonly ms: number;
+}
+
+/** What a web `Response` is, as far as draining needs to know. */
+interface ResponseLike {
+  readonly status: number;
+  readonly headers: { set(name: string, value: string): void };
+}
+
+/** What Node's `ServerResponse` is, as far as draining needs to know. */
+interface ServerResponseLike {
+  readonly headersSent: boolean;
+  setHeader(name: string, value: string): unknown;
+}
+
+/** A handler of web requests: the request, and what the runtime passes beside it. */
+// deno-lint-ignore no-explicit-any
+export type FetchHandler = (request: any, info?: any) => unknown;
+
+/** A handler of Node's requests: an IncomingMessage and its ServerResponse. */
+// deno-lint-ignore no-explicit-any
+export type RequestListener = (request: any, response: any) => unknown;
+
+/** Whether the process drains, and the handlers that look. */
+export class Drain {
+  /** The flag. */
+  active = false;
+
+  /**
+   * Wraps a fetch handler. The wrapper has the handler's own `length`: Deno
+   * looks at it and passes no more than that many arguments.
+   */
+  fetch<H extends FetchHandler>(handler: H): H {
+    const drain = this;
+    const wrapper = function (this: unknown, request: unknown, info: unknown): unknown {
+      const response = handler.call(this, request, info);
+      if (response instanceof Promise) return response.then((value) => drain.active ? closing(value) : value);
+      return drain.active ? closing(response) : response;
+    };
+    Object.defineProperty(wrapper, "length", { value: handler.length });
+    return wrapper as unknown as H;
+  }
+
+  /** Wraps a Node request listener. */
+  listener<H extends RequestListener>(handler: H): H {
+    const drain = this;
+    const wrapper = function (this: unknown, request: unknown, response: ServerResponseLike): unknown {
+      if (drain.active && !response.headersSent) response.setHeader("Connection", "close");
+      return handler.call(this, request, response);
+    };
+    return wrapper as unknown as H;
+  }
+}
+
+/**
+ * Waits until every connection that came in through these addresses has ended.
+ *
+ * @param addresses Where the listeners were.
+ * @param limitMs When to stop waiting.
+ */
+export async function connectionsEnd(
+  runtime: Runtime,
+  addresses: readonly SocketAddress[],
+  limitMs: number,
+): Promise<Drained> {
+  const start = Date.now();
+  for (;;) {
+    const remaining = acceptedCount(runtime, addresses);
+    const ms = Date.now() - start;
+    if (remaining === 0 || ms >= limitMs) return { remaining, ms };
+    await new Promise((resolve) => setTimeout(resolve, Math.min(countEveryMs, limitMs - ms)));
+  }
+}
+
+/** How many open connections of this process came in through these addresses. */
+export function acceptedCount(runtime: Runtime, addresses: readonly SocketAddress[]): number {
+  return openDescriptors(runtime).filter((descriptor) => {
+    const local = localAddress(runtime, descriptor);
+    return local !== null && addresses.some((address) => cameThrough(local, address)) &&
+      !isListening(runtime, descriptor) && peerAddress(runtime, descriptor) !== null;
+  }).length;
+}
+
+/** A connection has its listener's port; the address can be any the host has. */
+function cameThrough(local: SocketAddress, listener: SocketAddress): boolean {
+  if (local.family === "unix" || listener.family === "unix") {
+    return local.family === "unix" && listener.family === "unix" && local.path === listener.path;
+  }
+  return local.port === listener.port;
+}
+
+/**
+ * Announces the close. A response from elsewhere (fetch, Response.redirect) has
+ * headers that cannot be changed; it is made anew.
+ */
+function closing<T>(response: T): T {
+  const { headers, status } = response as Partial<ResponseLike>;
+  // A WebSocket upgrade, and what Bun's upgrade leaves, are no HTTP answers.
+  if (typeof headers?.set !== "function" || status === 101) return response;
+  try {
+    headers.set("connection", "close");
+    return response;
+  } catch {
+    return renewed(response as ResponseLike) as T;
+  }
+}
+
+function renewed(response: ResponseLike): ResponseLike {
+  const { body } = response as { body?: unknown };
+  const Constructor = response.constructor as new (body: unknown, init: unknown) => ResponseLike;
+  const copy = new Constructor(body, response);
+  copy.headers.set("connection", "close");
+  return copy;
+}

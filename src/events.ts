@@ -1,0 +1,72 @@
+/**
+ * What a takeover reports while it happens, and the plain object it ends in.
+ *
+ * @module
+ */
+
+import type { TakeoverErrorCode } from "./errors.ts";
+import type { Peer } from "./messages.ts";
+import type { Drained } from "./drain.ts";
+
+/** What became of one hand-over, as either side reports it. */
+export interface Outcome {
+  /** Which side this process was on. */
+  readonly role: "incumbent" | "successor";
+  readonly from: Peer;
+  readonly to: Peer;
+  /** Endpoints that went over, by name. */
+  readonly claimed: readonly string[];
+  /** Endpoints that were offered and not wanted; they have been closed. */
+  readonly unclaimed: readonly string[];
+  /** From ready to settled, in milliseconds. */
+  readonly leaseMs: number;
+}
+
+/** The events of a takeover, by type. */
+export interface TakeoverEvents {
+  /** This process serves: nobody was there, or the incumbent has stopped accepting. */
+  readonly ready: { readonly generation: number; readonly inherited: readonly string[] };
+  /** A successor is ready: this process has stopped accepting and keeps its copies. */
+  readonly leased: { readonly to: Peer };
+  /** The successor was lost during the lease: this process accepts again. */
+  readonly resumed: { readonly to: Peer; readonly code: string; readonly message: string };
+  /** The lease with the incumbent has ended: this process can be replaced in turn. */
+  readonly settled: Outcome;
+  /** The lease with a successor has ended: this process has closed its copies. */
+  readonly released: Outcome;
+  /** The connections of a released or closed process have ended, or its time was up. */
+  readonly drained: Drained;
+  /** A successor was refused, or lost before it was ready; this process served on. */
+  readonly abandoned: { readonly code: TakeoverErrorCode | string; readonly message: string };
+  /** The incumbent took the lease back: this process has stopped accepting. */
+  readonly revoked: { readonly code: string; readonly message: string };
+}
+
+/** The name of an event. */
+export type TakeoverEventType = keyof TakeoverEvents;
+
+/** What is called with an event. */
+export type TakeoverListener<T extends TakeoverEventType> = (event: TakeoverEvents[T]) => void;
+
+/** Listeners by type. One that throws does not keep the others from hearing. */
+export class Emitter {
+  readonly #listeners = new Map<TakeoverEventType, Set<TakeoverListener<never>>>();
+
+  /** Adds a listener; the function returned takes it out again. */
+  on<T extends TakeoverEventType>(type: T, listener: TakeoverListener<T>): () => void {
+    const listeners = this.#listeners.get(type) ?? new Set();
+    this.#listeners.set(type, listeners.add(listener));
+    return () => void listeners.delete(listener);
+  }
+
+  /** Calls the listeners. What they throw becomes an unhandled rejection. */
+  emit<T extends TakeoverEventType>(type: T, event: TakeoverEvents[T]): void {
+    for (const listener of this.#listeners.get(type) ?? []) {
+      try {
+        (listener as TakeoverListener<T>)(event);
+      } catch (error) {
+        void Promise.reject(error);
+      }
+    }
+  }
+}

@@ -1,0 +1,245 @@
+/**
+ * The incumbent's side of a hand-over: it answers on the control socket, offers
+ * what it has, and gives it up in two steps. At ready it stops accepting and
+ * keeps its copies (the lease); at settled it closes them. Whatever goes wrong
+ * before that, it serves on.
+ *
+ * @module
+ */
+
+import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
+import { Conversation, within } from "./conversation.ts";
+import { checkPeerUser } from "./credentials.ts";
+import { TakeoverError } from "./errors.ts";
+import type { Endpoint } from "./endpoint.ts";
+import type { FrameHead } from "./frame.ts";
+import type { Limits } from "./limits.ts";
+import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
+import { commonVersion, versions } from "./protocol.ts";
+import type { ControlStream, Runtime } from "./runtime.ts";
+
+/** What the incumbent's process is, and does when a hand-over moves on. */
+export interface IncumbentHost {
+  readonly runtime: Runtime;
+  readonly limits: Limits;
+  /** User ids that may take over, besides this process's own. */
+  readonly allowUsers: readonly number[];
+  /** Names this process: 32 hexadecimal digits. */
+  readonly instance: string;
+  readonly generation: number;
+  /** Everything to offer, the control socket first. */
+  endpoints(): readonly Endpoint[];
+  /** Ready: stop accepting on the control socket and what is claimed. */
+  lease(to: Peer, claimed: readonly string[]): void;
+  /** The successor was lost after ready: accept again. */
+  resume(to: Peer, error: unknown): void;
+  /** Settled: close the copies. */
+  release(to: Peer, claimed: readonly string[]): void;
+  /** A successor was refused, or lost before ready. */
+  abandon(error: unknown): void;
+}
+
+/** A hand-over in progress. */
+interface Session {
+  readonly hello: Hello;
+  readonly conversation: Conversation;
+  /** Resolves with the second connection. */
+  readonly joined: Promise<ControlStream>;
+  join(stream: ControlStream): void;
+}
+
+/** Answers on the control socket; one hand-over at a time. */
+export class Incumbent {
+  readonly #host: IncumbentHost;
+  #session: Session | null = null;
+  #pendingCount = 0;
+  #closed = false;
+
+  constructor(host: IncumbentHost) {
+    this.#host = host;
+  }
+
+  /** Whether a successor is between hello and settled. */
+  get busy(): boolean {
+    return this.#session !== null;
+  }
+
+  /** Takes a new connection to the control socket. */
+  accept(stream: ControlStream): void {
+    if (this.#pendingCount >= this.#host.limits.pendingCount) return stream.destroy();
+    this.#pendingCount++;
+    void this.#answer(stream);
+  }
+
+  /**
+   * Ends the hand-over in progress, because this process ends. The successor
+   * has the sockets, so it is told nothing but that the connection is over, and
+   * goes on alone.
+   */
+  close(): void {
+    this.#closed = true;
+    this.#session?.conversation.end();
+  }
+
+  async #answer(stream: ControlStream): Promise<void> {
+    const { runtime, limits, allowUsers } = this.#host;
+    const conversation = new Conversation(stream, "incumbent", limits);
+    let counted = true;
+    const known = () => {
+      if (counted) this.#pendingCount--;
+      counted = false;
+    };
+    try {
+      checkPeerUser(runtime, stream.descriptor, allowUsers, "successor");
+      const head = await conversation.receive(limits.helloMs, "helloMs");
+      known();
+      if (head.type === "join") this.#join(head, stream);
+      else await this.#handOver(parseHello(head, limits), conversation);
+    } catch (error) {
+      conversation.refuse(error);
+      if (!this.#closed) this.#host.abandon(error);
+    } finally {
+      known();
+    }
+  }
+
+  #join(head: FrameHead, stream: ControlStream): void {
+    const { token } = parseJoin(head);
+    if (this.#session?.hello.token === token) return this.#session.join(stream);
+    throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", "Cannot join: the token is of no hand-over in progress");
+  }
+
+  async #handOver(hello: Hello, conversation: Conversation): Promise<void> {
+    const endpoints = this.#host.endpoints();
+    const version = this.#agree(hello, endpoints);
+    let join = (_stream: ControlStream) => {};
+    const joined = new Promise<ControlStream>((resolve) => join = resolve);
+    const session: Session = { hello, conversation, joined, join };
+    this.#session = session;
+    try {
+      await this.#offer(session, version, endpoints);
+      const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
+      const { claimed } = parseReady(ready, this.#host.limits);
+      checkNames(claimed, endpoints, "claims");
+      await this.#lease(session, claimed);
+    } finally {
+      this.#session = null;
+    }
+  }
+
+  /** Refuses what cannot become a hand-over, before anything is sent. */
+  #agree(hello: Hello, endpoints: readonly Endpoint[]): number {
+    const { limits, instance } = this.#host;
+    const version = commonVersion(hello.versions);
+    if (version === null) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_VERSION",
+        `Cannot hand over: the incumbent speaks versions ${versions.min} to ${versions.max} of the protocol, ` +
+          `the successor ${hello.versions.min} to ${hello.versions.max}; go through a release that speaks both`,
+      );
+    }
+    if (hello.instance === instance) {
+      throw new TakeoverError("ERR_TAKEOVER_SELF", "Cannot take over from oneself: call takeOver once in a process");
+    }
+    if (this.#session) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_BUSY",
+        `Cannot hand over: the hand-over to pid ${this.#session.hello.pid} is in progress; try again when it is settled`,
+      );
+    }
+    checkNames(hello.require, endpoints, "requires");
+    const needed = endpoints.length + limits.spareCount;
+    if (hello.room < needed) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_NO_ROOM",
+        `Cannot hand over ${endpoints.length} descriptors: the successor has room for ${hello.room}, expected ` +
+          `${limits.spareCount} more (limit spareCount); raise its limit of open files (ulimit -n)`,
+      );
+    }
+    return version;
+  }
+
+  async #offer({ hello, conversation, joined }: Session, version: number, endpoints: readonly Endpoint[]): Promise<void> {
+    const { runtime, limits, generation } = this.#host;
+    conversation.send({
+      type: "offer",
+      version,
+      pid: runtime.libc.getpid(),
+      runtime: `${runtime.name} ${runtime.version}`,
+      generation,
+      endpoints: endpoints.map(manifestEntry),
+    } as { type: string });
+    const either = Promise.race([joined, conversation.failed]);
+    const stream = await within(either, limits.helloMs, "helloMs", "the successor's second connection");
+    try {
+      const channel = batchChannel(runtime, stream.descriptor);
+      const batches = batchesOf(endpoints, runtime.abi.descriptorsPerMessage);
+      for (const [number, batch] of batches.entries()) {
+        const count = batch.length;
+        const descriptors = batch.map(({ descriptor }) => descriptor);
+        await channel.send(encodeBatchHead({ number, count }), descriptors, limits.batchMs);
+        conversation.send({ type: "batch", number, count } as { type: string });
+        const answer = parseBatch(await conversation.receive(limits.batchMs, "batchMs"));
+        if (answer.number !== number || answer.count !== count) {
+          throw new TakeoverError(
+            "ERR_TAKEOVER_PROTOCOL",
+            `Cannot go on: expected batch ${number} with ${count} descriptors to be acknowledged, ` +
+              `pid ${hello.pid} acknowledged ${answer.number} with ${answer.count}`,
+          );
+        }
+      }
+    } finally {
+      stream.end();
+    }
+  }
+
+  /** From ready to settled: everything can still be undone. */
+  async #lease({ hello, conversation }: Session, claimed: readonly string[]): Promise<void> {
+    const { generation, limits } = this.#host;
+    const to: Peer = { pid: hello.pid, runtime: hello.runtime, generation: generation + 1 };
+    this.#host.lease(to, claimed);
+    try {
+      conversation.send({ type: "lease", silenceMs: limits.silenceMs } as { type: string });
+      while (conversation.state === "leased") await this.#stillAlive(conversation);
+    } catch (error) {
+      // This process ends: the successor serves, there is nothing to resume.
+      if (this.#closed) return;
+      conversation.refuse(error);
+      this.#host.resume(to, error);
+      return;
+    }
+    conversation.send({ type: "released" });
+    conversation.end();
+    this.#host.release(to, claimed);
+  }
+
+  async #stillAlive(conversation: Conversation): Promise<void> {
+    const { silenceMs } = this.#host.limits;
+    try {
+      await conversation.receive(silenceMs, "silenceMs");
+    } catch (cause) {
+      if (!(cause instanceof TakeoverError && cause.code === "ERR_TAKEOVER_TIMEOUT")) throw cause;
+      throw new TakeoverError(
+        "ERR_TAKEOVER_REVOKED",
+        `The lease has ended: the successor was silent for ${silenceMs} ms (limit silenceMs), ` +
+          "so the incumbent accepts again",
+        { cause },
+      );
+    }
+  }
+}
+
+function manifestEntry({ kind, name, identity }: Endpoint): OfferedEndpoint {
+  return { kind, name, address: identity.address, cookie: identity.cookie };
+}
+
+function checkNames(names: readonly string[], endpoints: readonly Endpoint[], verb: string): void {
+  const offered = endpoints.filter(({ kind }) => kind === "listener").map(({ name }) => name);
+  const unknown = names.find((name) => !offered.includes(name));
+  if (unknown === undefined) return;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_UNKNOWN_NAME",
+    `Cannot hand over: the successor ${verb} ${JSON.stringify(unknown)}, ` +
+      `the incumbent has ${offered.map((name) => JSON.stringify(name)).join(", ") || "no endpoint"}`,
+  );
+}

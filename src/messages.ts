@@ -1,0 +1,258 @@
+/**
+ * What each frame says, checked field by field: nothing of the peer's is used
+ * before it went through here. Unknown fields are ignored, so that a later
+ * version can add some.
+ *
+ * @module
+ */
+
+import { TakeoverError, type TakeoverErrorCode } from "./errors.ts";
+import type { FrameHead } from "./frame.ts";
+import type { Limits } from "./limits.ts";
+import type { SocketAddress } from "./sockaddr.ts";
+
+/** Who the process at one end is. */
+export interface Peer {
+  /** As it sees itself; another pid namespace has other numbers. */
+  readonly pid: number;
+  /** For instance `deno 2.9.6`. */
+  readonly runtime: string;
+  /** 1 for the process that bound the path, one more with every hand-over. */
+  readonly generation: number;
+}
+
+/** successor: the first frame. */
+export interface Hello {
+  readonly type: "hello";
+  readonly versions: { readonly min: number; readonly max: number };
+  /** Ties the second connection to this one: 32 hexadecimal digits. */
+  readonly token: string;
+  /** Names the process, so that it can recognise itself: 32 hexadecimal digits. */
+  readonly instance: string;
+  readonly pid: number;
+  readonly runtime: string;
+  /** How many descriptors it can take. */
+  readonly room: number;
+  /** Names that it cannot start without. */
+  readonly require: readonly string[];
+}
+
+/** successor: the first and only frame of the second connection. */
+export interface Join {
+  readonly type: "join";
+  readonly token: string;
+}
+
+/** One socket of the manifest. */
+export interface OfferedEndpoint {
+  /** `control` is the control socket itself, always the first. */
+  readonly kind: "control" | "listener";
+  /** Empty for the control socket. */
+  readonly name: string;
+  readonly address: SocketAddress;
+  /** `SO_COOKIE`, 16 hexadecimal digits, or empty where there is none. */
+  readonly cookie: string;
+}
+
+/** incumbent: the manifest, in the order in which the descriptors come. */
+export interface Offer {
+  readonly type: "offer";
+  readonly version: number;
+  readonly pid: number;
+  readonly runtime: string;
+  readonly generation: number;
+  readonly endpoints: readonly OfferedEndpoint[];
+}
+
+/** incumbent: a batch of descriptors lies on the second connection. */
+export interface Batch {
+  readonly type: "batch";
+  /** 0 for the first. */
+  readonly number: number;
+  readonly count: number;
+}
+
+/** successor: the batch has arrived and every socket in it is right. */
+export interface Received {
+  readonly type: "received";
+  readonly number: number;
+  readonly count: number;
+}
+
+/** successor: it can serve; the names are what it will serve. */
+export interface Ready {
+  readonly type: "ready";
+  readonly claimed: readonly string[];
+}
+
+/** incumbent: it has stopped accepting; the successor is to say alive within silenceMs. */
+export interface Lease {
+  readonly type: "lease";
+  readonly silenceMs: number;
+}
+
+/** incumbent or successor: ends the hand-over. */
+export interface Refusal {
+  readonly type: "refuse" | "abort";
+  readonly code: TakeoverErrorCode;
+  readonly message: string;
+}
+
+const codes: readonly TakeoverErrorCode[] = [
+  "ERR_TAKEOVER_BUSY",
+  "ERR_TAKEOVER_VERSION",
+  "ERR_TAKEOVER_USER",
+  "ERR_TAKEOVER_UNKNOWN_NAME",
+  "ERR_TAKEOVER_SELF",
+  "ERR_TAKEOVER_NO_ROOM",
+  "ERR_TAKEOVER_PROTOCOL",
+  "ERR_TAKEOVER_LIMIT",
+  "ERR_TAKEOVER_TIMEOUT",
+  "ERR_TAKEOVER_LOST",
+  "ERR_TAKEOVER_REVOKED",
+  "ERR_TAKEOVER_TRUNCATED",
+  "ERR_TAKEOVER_DESCRIPTOR",
+  "ERR_TAKEOVER_ADOPT",
+  "ERR_TAKEOVER_STATE",
+];
+
+/** The most that a message, a runtime's name or a path may have, in UTF-16 units. */
+const textSize = 1_024;
+
+/** Checks a hello. */
+export function parseHello(head: FrameHead, limits: Limits): Hello {
+  const range = object(head, "versions");
+  return {
+    type: "hello",
+    versions: { min: integer(range, "min"), max: integer(range, "max") },
+    token: hex(head, "token", 32),
+    instance: hex(head, "instance", 32),
+    pid: integer(head, "pid"),
+    runtime: text(head, "runtime", textSize),
+    room: integer(head, "room"),
+    require: names(head, "require", limits),
+  };
+}
+
+/** Checks a join. */
+export function parseJoin(head: FrameHead): Join {
+  return { type: "join", token: hex(head, "token", 32) };
+}
+
+/** Checks an offer: the control socket first and once, no name twice. */
+export function parseOffer(head: FrameHead, limits: Limits): Offer {
+  const endpoints = array(head, "endpoints", limits.endpointCount + 1).map((item) => parseEndpoint(item, limits));
+  const controls = endpoints.filter(({ kind }) => kind === "control").length;
+  if (endpoints[0]?.kind !== "control" || controls !== 1) {
+    throw wrong("endpoints", "the control socket first and once");
+  }
+  const all = endpoints.slice(1).map(({ name }) => name);
+  if (new Set(all).size !== all.length) throw wrong("endpoints", "every name once");
+  return {
+    type: "offer",
+    version: integer(head, "version"),
+    pid: integer(head, "pid"),
+    runtime: text(head, "runtime", textSize),
+    generation: integer(head, "generation"),
+    endpoints,
+  };
+}
+
+/** Checks a batch or the answer to one. */
+export function parseBatch(head: FrameHead): { readonly number: number; readonly count: number } {
+  return { number: integer(head, "number"), count: integer(head, "count") };
+}
+
+/** Checks a ready. */
+export function parseReady(head: FrameHead, limits: Limits): Ready {
+  return { type: "ready", claimed: names(head, "claimed", limits) };
+}
+
+/** Checks a lease. */
+export function parseLease(head: FrameHead): Lease {
+  return { type: "lease", silenceMs: integer(head, "silenceMs") };
+}
+
+/** The error that a refuse or an abort carries. */
+export function parseRefusal(head: FrameHead): TakeoverError {
+  const code = text(head, "code", textSize) as TakeoverErrorCode;
+  const message = text(head, "message", textSize * 4);
+  return new TakeoverError(codes.includes(code) ? code : "ERR_TAKEOVER_PROTOCOL", message);
+}
+
+/** Checks the name of an endpoint. */
+export function checkedName(name: unknown, limits: Limits): string {
+  if (typeof name === "string" && name !== "" && new TextEncoder().encode(name).length <= limits.nameSize) return name;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_LIMIT",
+    `Cannot use ${JSON.stringify(name)?.slice(0, 80)} as the name of an endpoint: ` +
+      `expected 1 to ${limits.nameSize} bytes (limit nameSize)`,
+  );
+}
+
+function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
+  const head = asObject(item, "endpoints");
+  const kind = text(head, "kind", textSize);
+  if (kind !== "control" && kind !== "listener") throw wrong("kind", "control or listener");
+  const cookie = text(head, "cookie", 16);
+  if (!/^([0-9a-f]{16})?$/.test(cookie)) throw wrong("cookie", "16 hexadecimal digits or none");
+  return {
+    kind,
+    name: kind === "control" ? "" : checkedName(head.name, limits),
+    address: parseAddress(object(head, "address")),
+    cookie,
+  };
+}
+
+function parseAddress(head: FrameHead): SocketAddress {
+  const family = text(head, "family", textSize);
+  if (family === "unix") return { family, path: text(head, "path", textSize) };
+  if (family !== "inet" && family !== "inet6") throw wrong("family", "unix, inet or inet6");
+  const address = { family, hostname: text(head, "hostname", textSize), port: integer(head, "port") } as const;
+  return head.scope === undefined ? address : { ...address, scope: integer(head, "scope") };
+}
+
+function names(head: FrameHead, field: string, limits: Limits): string[] {
+  return array(head, field, limits.endpointCount).map((name) => checkedName(name, limits));
+}
+
+function text(head: FrameHead, field: string, size: number): string {
+  const value = head[field];
+  if (typeof value === "string" && value.length <= size) return value;
+  throw wrong(field, `a text of at most ${size} characters`);
+}
+
+function hex(head: FrameHead, field: string, digits: number): string {
+  const value = head[field];
+  if (typeof value === "string" && value.length === digits && /^[0-9a-f]*$/.test(value)) return value;
+  throw wrong(field, `${digits} hexadecimal digits`);
+}
+
+function integer(head: FrameHead, field: string): number {
+  const value = head[field];
+  if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
+  throw wrong(field, "an integer from 0 on");
+}
+
+function array(head: FrameHead, field: string, count: number): readonly unknown[] {
+  const value = head[field];
+  if (!Array.isArray(value)) throw wrong(field, "an array");
+  if (value.length <= count) return value;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_LIMIT",
+    `Cannot take ${value.length} items in the field ${field}: expected at most ${count} (limit endpointCount)`,
+  );
+}
+
+function object(head: FrameHead, field: string): FrameHead {
+  return asObject(head[field], field);
+}
+
+function asObject(value: unknown, field: string): FrameHead {
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as FrameHead;
+  throw wrong(field, "an object");
+}
+
+function wrong(field: string, expected: string): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot use the field ${field} of a frame: expected ${expected}`);
+}

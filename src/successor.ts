@@ -1,0 +1,271 @@
+/**
+ * The successor's side of a hand-over: it takes what the incumbent offers,
+ * checks every socket, says ready, and ends the lease when it is settled.
+ *
+ * An incumbent that dies on the way leaves a successor that has the sockets and
+ * goes on alone; one that refuses is obeyed.
+ *
+ * @module
+ */
+
+import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
+import { Conversation, within } from "./conversation.ts";
+import { checkPeerUser } from "./credentials.ts";
+import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "./descriptors.ts";
+import { TakeoverError } from "./errors.ts";
+import { encodeFrame } from "./frame.ts";
+import type { Limits } from "./limits.ts";
+import { connectPath } from "./listener.ts";
+import { type Offer, type OfferedEndpoint, parseBatch, parseLease, parseOffer, type Peer } from "./messages.ts";
+import { versions } from "./protocol.ts";
+import type { Runtime } from "./runtime.ts";
+import { formatAddress, sameAddress } from "./sockaddr.ts";
+import { identify, setNonBlocking, type SocketIdentity } from "./socket.ts";
+
+/** What the successor's process is and wants. */
+export interface SuccessorOptions {
+  readonly runtime: Runtime;
+  readonly limits: Limits;
+  readonly path: string;
+  readonly instance: string;
+  /** User ids that may be taken over from, besides this process's own. */
+  readonly allowUsers: readonly number[];
+  /** Names that it cannot start without. */
+  readonly require: readonly string[];
+}
+
+/** A socket that has come over and is not in a native server yet. */
+export interface Inherited {
+  readonly descriptor: OwnedDescriptor;
+  readonly identity: SocketIdentity;
+}
+
+/** How many signs of life a successor gives in the time that it may be silent. */
+const aliveCount = 5;
+
+/** One hand-over, from the first byte to settled. */
+export class Succession {
+  /** Who is being replaced. */
+  readonly from: Peer;
+  /** The control socket; taken by whoever opens it. */
+  readonly control: Inherited;
+  /** The other sockets by name; an entry is taken out by whoever opens it. */
+  readonly endpoints: Map<string, Inherited>;
+  readonly #conversation: Conversation;
+  readonly #limits: Limits;
+  #leaseEnd: Promise<void> = Promise.resolve();
+
+  private constructor(offer: Offer, sockets: readonly Inherited[], conversation: Conversation, limits: Limits) {
+    this.from = { pid: offer.pid, runtime: offer.runtime, generation: offer.generation };
+    this.control = sockets[0]!;
+    this.endpoints = new Map(sockets.slice(1).map((socket, index) => [offer.endpoints[index + 1]!.name, socket]));
+    this.#conversation = conversation;
+    this.#limits = limits;
+  }
+
+  /**
+   * Takes over, up to the point where every socket is here and verified.
+   *
+   * @param connection To the control socket; taken.
+   * @throws {TakeoverError} `ERR_TAKEOVER_LOST` when the incumbent went away
+   *   before it had handed over its control socket; a refusal's own code; what
+   *   is wrong with what it sent. Every descriptor that came has been closed.
+   */
+  static async begin(connection: OwnedDescriptor, options: SuccessorOptions): Promise<Succession> {
+    const { runtime, limits, instance } = options;
+    using owned = connection;
+    checkPeerUser(runtime, owned.number, options.allowUsers, "incumbent");
+    const conversation = new Conversation(runtime.adoptStream(owned.take()), "successor", limits);
+    const sockets: Inherited[] = [];
+    try {
+      const token = randomHex();
+      conversation.send({
+        type: "hello",
+        versions,
+        token,
+        instance,
+        pid: runtime.libc.getpid(),
+        runtime: `${runtime.name} ${runtime.version}`,
+        room: Math.max(0, freeDescriptorCount(runtime)),
+        require: options.require,
+      } as { type: string });
+      const offer = parseOffer(await conversation.receive(limits.offerMs, "offerMs"), limits);
+      checkVersion(offer);
+      await receiveSockets(offer, conversation, token, options, sockets);
+      return new Succession(offer, sockets, conversation, limits);
+    } catch (error) {
+      disposeAll(sockets.map(({ descriptor }) => descriptor));
+      conversation.refuse(error);
+      throw error;
+    }
+  }
+
+  /**
+   * Says ready. When this resolves the incumbent has stopped accepting, or is
+   * gone.
+   *
+   * @param claimed The names that this process serves.
+   * @throws {TakeoverError} When the incumbent refuses, or does not answer in
+   *   time: then it serves on.
+   */
+  async ready(claimed: readonly string[]): Promise<void> {
+    const conversation = this.#conversation;
+    try {
+      if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "leaseMs");
+      conversation.send({ type: "ready", claimed } as { type: string });
+      const { silenceMs } = parseLease(await conversation.receive(this.#limits.leaseMs, "leaseMs"));
+      this.#leaseEnd = this.#keepLease(Math.max(1, silenceMs / aliveCount));
+      // Looked at in settle; until then nobody waits for it.
+      this.#leaseEnd.catch(() => {});
+    } catch (error) {
+      if (isLost(error)) return;
+      conversation.refuse(error);
+      throw error;
+    }
+  }
+
+  /**
+   * Resolves when the lease has ended: by {@linkcode settle}, or because the
+   * incumbent is gone.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_REVOKED` when the incumbent took the
+   *   lease back and accepts again.
+   */
+  get leaseEnd(): Promise<void> {
+    return this.#leaseEnd;
+  }
+
+  /** Ends the lease: the incumbent closes its copies. */
+  async settle(): Promise<void> {
+    const conversation = this.#conversation;
+    if (conversation.open && conversation.state === "leased") {
+      conversation.send({ type: "settled" });
+      await within(this.#leaseEnd, this.#limits.releaseMs, "releaseMs", "the incumbent's released").catch((error) => {
+        if (!(error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT")) throw error;
+      });
+    } else {
+      await this.#leaseEnd;
+    }
+    conversation.end();
+  }
+
+  /** Gives up: the incumbent goes on, or accepts again. Closes what was not opened. */
+  abort(error: unknown): void {
+    this.#conversation.refuse(error);
+    this[Symbol.dispose]();
+  }
+
+  /** Closes what was not opened. */
+  [Symbol.dispose](): void {
+    disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
+    this.endpoints.clear();
+  }
+
+  /** Says alive until the incumbent's last word. */
+  async #keepLease(everyMs: number): Promise<void> {
+    const conversation = this.#conversation;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const beat = () => {
+      if (!conversation.open || conversation.state !== "leased") return;
+      conversation.send({ type: "alive" });
+      timer = setTimeout(beat, everyMs);
+    };
+    timer = setTimeout(beat, everyMs);
+    try {
+      await conversation.receive(0, "leaseMs");
+    } catch (error) {
+      if (!isLost(error)) throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+/** 128 random bits in hexadecimal. */
+export function randomHex(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Whether the other process has gone, as opposed to having said no. */
+export function isLost(error: unknown): boolean {
+  return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_LOST";
+}
+
+async function receiveSockets(
+  offer: Offer,
+  conversation: Conversation,
+  token: string,
+  { runtime, limits, path, allowUsers }: SuccessorOptions,
+  sockets: Inherited[],
+): Promise<void> {
+  using second = connectPath(runtime, path);
+  if (!second) throw new TakeoverError("ERR_TAKEOVER_LOST", `The incumbent no longer listens on ${path}`);
+  checkPeerUser(runtime, second.number, allowUsers, "incumbent");
+  const channel = batchChannel(runtime, second.number);
+  await channel.send(encodeFrame({ type: "join", token }), [], limits.batchMs);
+  const batches = batchesOf(offer.endpoints, runtime.abi.descriptorsPerMessage);
+  for (const [number, endpoints] of batches.entries()) {
+    try {
+      const announced = parseBatch(await conversation.receive(limits.batchMs, "batchMs"));
+      if (announced.number !== number || announced.count !== endpoints.length) throw unexpectedBatch(announced, number, endpoints.length);
+      const descriptors = await receiveBatch(channel, announced, limits.batchMs);
+      sockets.push(...verified(runtime, descriptors, endpoints));
+      conversation.send({ type: "received", number, count: endpoints.length } as { type: string });
+    } catch (error) {
+      // Whoever has the control socket can go on without the incumbent, with
+      // as much as came: the rest died with it.
+      if (isLost(error) && sockets.length > 0) return;
+      throw error;
+    }
+  }
+}
+
+/** Takes ownership of the descriptors; throws, and closes them, unless all are what was offered. */
+function verified(
+  runtime: Runtime,
+  descriptors: readonly OwnedDescriptor[],
+  endpoints: readonly OfferedEndpoint[],
+): Inherited[] {
+  try {
+    return descriptors.map((descriptor, index) => {
+      const offered = endpoints[index]!;
+      const identity = identify(runtime, descriptor.number);
+      const right = identity !== null && identity.listening && identity.type === "stream" &&
+        sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
+      if (!right) throw wrongSocket(offered, identity);
+      setNonBlocking(runtime, descriptor.number);
+      return { descriptor, identity };
+    });
+  } catch (error) {
+    disposeAll(descriptors);
+    throw error;
+  }
+}
+
+function wrongSocket(offered: OfferedEndpoint, identity: SocketIdentity | null): TakeoverError {
+  const name = offered.kind === "control" ? "the control socket" : `the endpoint ${JSON.stringify(offered.name)}`;
+  const found = identity === null
+    ? "a descriptor that is no IP or Unix socket"
+    : `a ${identity.type} socket at ${formatAddress(identity.address)}${identity.listening ? "" : " that does not listen"}`;
+  return new TakeoverError(
+    "ERR_TAKEOVER_DESCRIPTOR",
+    `Cannot take ${name}: expected the listening socket at ${formatAddress(offered.address)} ` +
+      `with cookie ${offered.cookie || "none"}, got ${found} with cookie ${identity?.cookie || "none"}`,
+  );
+}
+
+function unexpectedBatch(announced: { number: number; count: number }, number: number, count: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_PROTOCOL",
+    `Cannot take batch ${announced.number} with ${announced.count} descriptors: expected batch ${number} with ${count}`,
+  );
+}
+
+function checkVersion({ version }: Offer): void {
+  if (version >= versions.min && version <= versions.max) return;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_VERSION",
+    `Cannot take over: the incumbent chose version ${version} of the protocol, ` +
+      `expected ${versions.min} to ${versions.max}`,
+  );
+}

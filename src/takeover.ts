@@ -1,0 +1,488 @@
+/**
+ * The life of one process among its generations: it starts first or as a
+ * successor, opens its endpoints, is ready, serves, is replaced, drains, ends.
+ *
+ * ```text
+ * starting --ready--> serving --(successor ready)--> leased --(settled)--> released
+ *                        ^                              |
+ *                        +------(successor lost)--------+
+ * ```
+ *
+ * @module
+ */
+
+import {
+  type EndpointAddress,
+  resolveAddress,
+  satisfies,
+  type TcpEndpoint,
+  type TcpOpening,
+  type UnixEndpoint,
+  type UnixOpening,
+} from "./address.ts";
+
+import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
+import { Endpoint } from "./endpoint.ts";
+import { isSystemError, messageOf, SystemError, TakeoverError } from "./errors.ts";
+import { registrationsOf } from "./event_loop.ts";
+import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
+import { adopt } from "./graft.ts";
+import { Incumbent } from "./incumbent.ts";
+import { type Limits, limitsFrom } from "./limits.ts";
+import { bindListener, connectPath, statusOf, unlinkPath } from "./listener.ts";
+import { checkedName, type Peer } from "./messages.ts";
+import { meet } from "./rendezvous.ts";
+import type { ControlListener, Runtime } from "./runtime.ts";
+import { formatAddress, type SocketAddress } from "./sockaddr.ts";
+import { identify } from "./socket.ts";
+import { type Inherited, isLost, randomHex, Succession } from "./successor.ts";
+
+/** What an application can set. */
+export interface TakeoverOptions {
+  /** Limits that differ from the defaults. */
+  readonly limits?: Partial<Limits>;
+  /** User ids that may be at the other end, besides this process's own. */
+  readonly allowUsers?: readonly number[];
+  /** Names of endpoints without which an incumbent is refused. */
+  readonly require?: readonly string[];
+}
+
+type Stage = "starting" | "serving" | "leased" | "released" | "closed";
+
+/** How often a path is met again whose incumbent vanished in the middle of it. */
+const meetCount = 20;
+
+/** What a process has once it knows whether it is the first. */
+interface Beginning {
+  readonly control: Inherited;
+  readonly succession: Succession | null;
+}
+
+/** One process's part in a chain of generations. Made by `takeOver`. */
+export class Takeover implements AsyncDisposable {
+  /** 1 for the process that bound the path, one more with every hand-over. */
+  readonly generation: number;
+  /** Names of the sockets that came from the incumbent. */
+  readonly inherited: readonly string[];
+  /**
+   * Resolves when a successor has taken over and the lease has ended: nothing
+   * comes back from here on. What is left to do is to wait for
+   * {@linkcode drained} and to end.
+   *
+   * Rejects with `ERR_TAKEOVER_REVOKED` when the incumbent took this process's
+   * lease back.
+   */
+  readonly released: Promise<Outcome>;
+  /** Resolves when the lease with the incumbent has ended; at once for the first process. */
+  readonly settled: Promise<void>;
+
+  readonly #runtime: Runtime;
+  readonly #limits: Limits;
+  readonly #path: string;
+  readonly #succession: Succession | null;
+  readonly #endpoints = new Map<string, Endpoint>();
+  readonly #drain = new Drain();
+  readonly #emitter = new Emitter();
+  readonly #incumbent: Incumbent;
+  #stage: Stage = "starting";
+  #control: Inherited | null;
+  #controlListener: ControlListener | null = null;
+  #controlEndpoint: Endpoint | null = null;
+  #readyAt = 0;
+  #drained: Promise<Drained> | null = null;
+  #settle: (error?: unknown) => void = () => {};
+  #release: (outcome: Outcome) => void = () => {};
+  #revoke: (error: unknown) => void = () => {};
+
+  private constructor(runtime: Runtime, path: string, instance: string, options: TakeoverOptions, beginning: Beginning) {
+    const { control, succession } = beginning;
+    this.#runtime = runtime;
+    this.#limits = limitsFrom(options.limits);
+    this.#path = path;
+    this.#control = control;
+    this.#succession = succession;
+    this.generation = (succession?.from.generation ?? 0) + 1;
+    this.inherited = [...succession?.endpoints.keys() ?? []];
+    this.settled = new Promise((resolve, reject) => {
+      this.#settle = (error) => error === undefined ? resolve() : reject(error);
+    });
+    this.released = new Promise((resolve, reject) => [this.#release, this.#revoke] = [resolve, reject]);
+    // Waiting for either is the application's choice.
+    this.settled.catch(() => {});
+    this.released.catch(() => {});
+    this.#incumbent = new Incumbent({
+      runtime,
+      limits: this.#limits,
+      allowUsers: options.allowUsers ?? [],
+      instance,
+      generation: this.generation,
+      endpoints: () => this.#offered(),
+      lease: (to, claimed) => this.#becomeLeased(to, claimed),
+      resume: (to, error) => this.#resume(to, error),
+      release: (to, claimed) => this.#becomeReleased(to, claimed),
+      abandon: (error) => this.#emitter.emit("abandoned", reported(error)),
+    });
+  }
+
+  /** See `takeOver` in mod.ts, which chooses the runtime. */
+  static async begin(runtime: Runtime, path: string, options: TakeoverOptions): Promise<Takeover> {
+    const limits = limitsFrom(options.limits);
+    const instance = instanceName();
+    const required = (options.require ?? []).map((name) => checkedName(name, limits));
+    for (let tries = 1;; tries++) {
+      const met = await meet(runtime, path, limits);
+      if (met.role === "first") {
+        if (required.length > 0) {
+          met.listener[Symbol.dispose]();
+          unlinkPath(runtime, path);
+          throw new TakeoverError(
+            "ERR_TAKEOVER_UNKNOWN_NAME",
+            `Cannot start without ${required.join(", ")}: nobody answers on ${path}; start without require first`,
+          );
+        }
+        const control = { descriptor: met.listener, identity: identify(runtime, met.listener.number)! };
+        return new Takeover(runtime, path, instance, options, { control, succession: null });
+      }
+      try {
+        const succession = await Succession.begin(met.connection, {
+          runtime,
+          limits,
+          path,
+          instance,
+          allowUsers: options.allowUsers ?? [],
+          require: required,
+        });
+        return new Takeover(runtime, path, instance, options, { control: succession.control, succession });
+      } catch (error) {
+        // An incumbent that ended in the middle leaves a stale path behind.
+        if (!isLost(error) || tries === meetCount) throw error;
+      }
+    }
+  }
+
+  /**
+   * Opens an endpoint: the inherited socket of that name, when there is one and
+   * it is at that address, else a new one.
+   *
+   * @param name Names the endpoint across generations; at most 255 bytes.
+   * @param address Where it is to be; a TCP port, or a Unix path.
+   * @param open Opens a native server at the address it is given, which on
+   *   Linux is a placeholder that the true socket replaces right after. It may
+   *   return before the server listens.
+   * @returns What `open` returned. A successor's server starts to accept at
+   *   {@linkcode ready}.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the name is in use or
+   *   this process has been replaced, `ERR_TAKEOVER_ADDRESS`,
+   *   `ERR_TAKEOVER_ADOPT` when the server did not take the address.
+   * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
+   *
+   * @example
+   * ```ts ignore
+   * await takeover.listen("web", { port: 8080 }, (at) => Deno.serve(at, handler));
+   * await takeover.listen("web", { port: 8080 }, (at) => Bun.serve({ ...at, fetch }));
+   * await takeover.listen("web", { port: 8080 }, (at) => http.createServer(app).listen(at));
+   * ```
+   */
+  listen<T>(name: string, address: TcpEndpoint, open: (at: TcpOpening) => T): Promise<Awaited<T>>;
+  /** The same on a Unix path. */
+  listen<T>(name: string, address: UnixEndpoint, open: (at: UnixOpening) => T): Promise<Awaited<T>>;
+  async listen<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
+    checkedName(name, this.#limits);
+    this.#checkStage(`listen as ${JSON.stringify(name)}`, "starting", "serving");
+    if (this.#endpoints.has(name)) {
+      throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
+    }
+    const wanted = await resolveAddress(this.#runtime, address);
+    const found = this.#succession?.endpoints.get(name);
+    const isInherited = found !== undefined && satisfies(found.identity.address, wanted);
+    if (isInherited) this.#succession!.endpoints.delete(name);
+    const { descriptor, identity } = isInherited ? found : this.#bind(wanted, address);
+    using owned = descriptor;
+    const adopted = await adopt(this.#runtime, this.#limits, name, owned, identity, open);
+    const { native, descriptor: held, registrations } = adopted;
+    const endpoint = new Endpoint(this.#runtime, {
+      kind: "listener",
+      name,
+      descriptor: held,
+      identity,
+      registrations,
+      paused: registrations.length > 0,
+    });
+    this.#endpoints.set(name, endpoint);
+    if (!isInherited || this.#stage === "serving") endpoint.resume();
+    return native;
+  }
+
+  /**
+   * Where an endpoint really is; a native server may name its placeholder.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`.
+   */
+  addr(name: string): SocketAddress {
+    const endpoint = this.#endpoints.get(name);
+    if (endpoint) return endpoint.identity.address;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_UNKNOWN_NAME",
+      `Cannot tell the address of ${JSON.stringify(name)}: this process listens as ` +
+        `${[...this.#endpoints.keys()].map((known) => JSON.stringify(known)).join(", ") || "nothing"}`,
+    );
+  }
+
+  /**
+   * Commits: the incumbent stops accepting, this process starts to. From here
+   * on it can be replaced itself, once it is settled.
+   *
+   * @throws {TakeoverError} When the incumbent refuses or does not answer; it
+   *   serves on, and this process should end.
+   */
+  async ready(): Promise<void> {
+    this.#checkStage("be ready", "starting");
+    const claimed = this.inherited.filter((name) => this.#isClaimed(name));
+    try {
+      await this.#succession?.ready(claimed);
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+    this.#stage = "serving";
+    this.#readyAt = Date.now();
+    for (const endpoint of this.#endpoints.values()) endpoint.resume();
+    await this.#openControl();
+    this.#closeUnclaimed();
+    this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
+    void this.#watchLease(claimed);
+  }
+
+  /**
+   * Ends the lease before its time: the incumbent closes its copies and cannot
+   * come back.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_REVOKED` when it has taken over again.
+   */
+  async settle(): Promise<void> {
+    this.#checkStage("settle", "serving");
+    await this.#succession?.settle();
+    await this.settled;
+  }
+
+  /**
+   * Wraps a fetch handler, so that a process that drains announces the end of
+   * each connection with the next response (`Connection: close`, RFC 9112, 9.6).
+   *
+   * @param handler A handler for `Deno.serve`, `Bun.serve` or a framework.
+   * @returns A handler with the same parameters.
+   */
+  fetch<H extends FetchHandler>(handler: H): H {
+    return this.#drain.fetch(handler);
+  }
+
+  /**
+   * Wraps a Node request listener, or an Express app, in the same way.
+   *
+   * @param handler A listener for `node:http` or `node:https`.
+   * @returns A listener with the same parameters.
+   */
+  requestListener<H extends RequestListener>(handler: H): H {
+    return this.#drain.listener(handler);
+  }
+
+  /**
+   * Calls a function with every event of a type.
+   *
+   * @returns A function that takes the listener out again.
+   */
+  on<T extends TakeoverEventType>(type: T, listener: TakeoverListener<T>): () => void {
+    return this.#emitter.on(type, listener);
+  }
+
+  /**
+   * Waits until every connection of this released or closed process has ended,
+   * at most `drainMs`.
+   *
+   * @returns How many were left, and how long it took.
+   */
+  drained(): Promise<Drained> {
+    this.#checkStage("drain", "released", "closed");
+    return this.#drained ??= this.#waitForConnections();
+  }
+
+  /**
+   * Ends this process's part without a successor: nobody can take over any
+   * more, nothing more is accepted, Unix paths are removed, connections drain.
+   * During a hand-over the successor keeps what it has, paths included.
+   */
+  close(): Promise<void> {
+    if (this.#stage !== "released" && this.#stage !== "closed") this.#end();
+    return Promise.resolve();
+  }
+
+  /** The same as {@linkcode close}, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #end(): void {
+    const stage = this.#stage;
+    const isAlone = !this.#incumbent.busy && (stage !== "starting" || this.#succession === null);
+    this.#stage = "closed";
+    this.#drain.active = true;
+    this.#incumbent.close();
+    this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
+    this.#control?.descriptor[Symbol.dispose]();
+    this.#controlListener?.close();
+    if (isAlone) unlinkPath(this.#runtime, this.#path);
+    for (const { identity, alive } of this.#endpoints.values()) {
+      if (isAlone && alive && identity.family === "unix") unlinkPath(this.#runtime, (identity.address as { path: string }).path);
+    }
+    for (const endpoint of this.#endpoints.values()) endpoint.release();
+  }
+
+  #checkStage(what: string, ...allowed: Stage[]): void {
+    if (allowed.includes(this.#stage)) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_STATE",
+      `Cannot ${what}: this process is ${this.#stage}, expected ${allowed.join(" or ")}`,
+    );
+  }
+
+  #isClaimed(name: string): boolean {
+    return this.#succession !== null && !this.#succession.endpoints.has(name) && this.#endpoints.has(name);
+  }
+
+  #bind(wanted: SocketAddress, options: EndpointAddress): Inherited {
+    try {
+      if (wanted.family === "unix") this.#removeStale(wanted.path);
+      const descriptor = bindListener(this.#runtime, wanted, options);
+      return { descriptor, identity: identify(this.#runtime, descriptor.number)! };
+    } catch (error) {
+      if (!isSystemError(error, "EADDRINUSE")) throw error;
+      const offered = [...this.#succession?.endpoints ?? []]
+        .find(([, { identity }]) => satisfies(identity.address, wanted));
+      if (!offered) throw error;
+      throw new TakeoverError(
+        "ERR_TAKEOVER_ADDRESS",
+        `Cannot bind ${formatAddress(wanted)}: the incumbent has it under the name ${JSON.stringify(offered[0])}; use that name`,
+        { cause: error },
+      );
+    }
+  }
+
+  /** A Unix path that nobody answers on was left by a process that was killed. */
+  #removeStale(path: string): void {
+    const status = statusOf(this.#runtime, path);
+    if (status?.kind !== "socket") return;
+    const connection = connectPath(this.#runtime, path);
+    if (connection) connection[Symbol.dispose]();
+    else unlinkPath(this.#runtime, path);
+  }
+
+  async #openControl(): Promise<void> {
+    const { descriptor, identity } = this.#control!;
+    this.#control = null;
+    const listener = await this.#runtime.adoptListener(descriptor.take(), (stream) => this.#incumbent.accept(stream));
+    this.#controlListener = listener;
+    this.#controlEndpoint = new Endpoint(this.#runtime, {
+      kind: "control",
+      name: "",
+      descriptor: listener.descriptor,
+      identity,
+      registrations: registrationsOf(this.#runtime, listener.descriptor),
+      paused: false,
+    });
+  }
+
+  /** The incumbent serves these until settled, and closes them then. */
+  #closeUnclaimed(): void {
+    for (const { descriptor } of this.#succession?.endpoints.values() ?? []) descriptor[Symbol.dispose]();
+  }
+
+  async #watchLease(claimed: readonly string[]): Promise<void> {
+    const succession = this.#succession;
+    if (!succession) return this.#settle();
+    const timer = setTimeout(() => void succession.settle().catch(() => {}), this.#limits.settleMs);
+    try {
+      await succession.leaseEnd;
+      this.#emitter.emit("settled", {
+        role: "successor",
+        from: succession.from,
+        to: this.#self(),
+        claimed,
+        unclaimed: this.inherited.filter((name) => !claimed.includes(name)),
+        leaseMs: Date.now() - this.#readyAt,
+      });
+      this.#settle();
+    } catch (error) {
+      await this.close();
+      this.#emitter.emit("revoked", reported(error));
+      this.#settle(error);
+      this.#revoke(error);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #self(): Peer {
+    const { name, version, libc } = this.#runtime;
+    return { pid: libc.getpid(), runtime: `${name} ${version}`, generation: this.generation };
+  }
+
+  #offered(): Endpoint[] {
+    return [this.#controlEndpoint!, ...[...this.#endpoints.values()].filter(({ alive }) => alive)];
+  }
+
+  #becomeLeased(to: Peer, claimed: readonly string[]): void {
+    this.#controlEndpoint!.pause();
+    for (const name of claimed) this.#endpoints.get(name)!.pause();
+    this.#stage = "leased";
+    this.#readyAt = Date.now();
+    this.#drain.active = true;
+    this.#emitter.emit("leased", { to });
+  }
+
+  #resume(to: Peer, error: unknown): void {
+    this.#drain.active = false;
+    this.#stage = "serving";
+    for (const endpoint of this.#endpoints.values()) endpoint.resume();
+    this.#controlEndpoint!.resume();
+    this.#emitter.emit("resumed", { to, ...reported(error) });
+  }
+
+  #becomeReleased(to: Peer, claimed: readonly string[]): void {
+    this.#stage = "released";
+    this.#controlListener!.close();
+    const unclaimed = [...this.#endpoints.values()].filter(({ name }) => !claimed.includes(name));
+    for (const { identity, alive } of unclaimed) {
+      if (alive && identity.family === "unix") unlinkPath(this.#runtime, (identity.address as { path: string }).path);
+    }
+    for (const endpoint of this.#endpoints.values()) endpoint.release();
+    const outcome: Outcome = {
+      role: "incumbent",
+      from: this.#self(),
+      to,
+      claimed,
+      unclaimed: unclaimed.map(({ name }) => name),
+      leaseMs: Date.now() - this.#readyAt,
+    };
+    this.#emitter.emit("released", outcome);
+    this.#release(outcome);
+  }
+
+  async #waitForConnections(): Promise<Drained> {
+    const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
+    const drained = await connectionsEnd(this.#runtime, addresses, this.#limits.drainMs);
+    this.#emitter.emit("drained", drained);
+    return drained;
+  }
+}
+
+/** One name for this process, however often it calls. */
+let instance: string | null = null;
+
+function instanceName(): string {
+  return instance ??= randomHex();
+}
+
+function reported(error: unknown): { code: string; message: string } {
+  const code = error instanceof TakeoverError || error instanceof SystemError ? error.code : "ERR_TAKEOVER_PROTOCOL";
+  return { code, message: messageOf(error) };
+}
