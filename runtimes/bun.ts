@@ -4,6 +4,7 @@
  * @module
  */
 
+import { createRequire } from "node:module";
 import net from "node:net";
 import process from "node:process";
 import { abiOf } from "../src/abi.ts";
@@ -42,9 +43,13 @@ const types: Record<CType, string> = {
  * console.log(libc.getpid());
  * ```
  */
-export async function openRuntime(): Promise<Runtime> {
-  // A computed specifier, so that other runtimes and bundlers leave it alone.
-  const ffi = await import(["bun", "ffi"].join(":")) as BunFfi;
+export function openRuntime(): Promise<Runtime> {
+  return Promise.resolve().then(open);
+}
+
+function open(): Runtime {
+  // Required, not imported: other runtimes and bundlers know no such module.
+  const ffi = createRequire(import.meta.url)("bun:ffi") as BunFfi;
   const abi = abiOf(process.platform, process.arch);
   const declared: Record<string, unknown> = { [abi.errnoLocation]: { args: [], returns: "ptr" } };
   for (const [name, { parameters, result }] of Object.entries(declarations(abi, types))) {

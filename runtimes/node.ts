@@ -5,6 +5,7 @@
  * @module
  */
 
+import { createRequire } from "node:module";
 import net from "node:net";
 import process from "node:process";
 import { type Abi, abiOf } from "../src/abi.ts";
@@ -84,13 +85,16 @@ export interface NodeOptions {
  * console.log(ffi, libc.getpid());
  * ```
  */
-export async function openRuntime(options: NodeOptions = {}): Promise<Runtime> {
+export function openRuntime(options: NodeOptions = {}): Promise<Runtime> {
+  return Promise.resolve(options).then(open);
+}
+
+function open({ ffi }: NodeOptions): Runtime {
   const abi = abiOf(process.platform, process.arch);
-  const binding = await bind(abi, options.ffi);
   return {
     name: "node",
     version: process.versions.node,
-    ...binding,
+    ...bind(abi, ffi),
     abi,
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
     adoptListener: listenOn,
@@ -100,10 +104,10 @@ export async function openRuntime(options: NodeOptions = {}): Promise<Runtime> {
   };
 }
 
-async function bind(abi: Abi, wanted: NodeOptions["ffi"]): Promise<Binding> {
-  const koffi = wanted === "node:ffi" ? null : await importIfThere<{ default: Koffi }>("koffi");
-  if (koffi) return bindKoffi(abi, koffi.default);
-  const ffi = wanted === "koffi" ? null : await importIfThere<NodeFfi>("node:ffi");
+function bind(abi: Abi, wanted: NodeOptions["ffi"]): Binding {
+  const koffi = wanted === "node:ffi" ? null : requireIfThere<Koffi>("koffi");
+  if (koffi) return bindKoffi(abi, koffi);
+  const ffi = wanted === "koffi" ? null : requireIfThere<NodeFfi>("node:ffi");
   if (ffi) return bindNodeFfi(abi, ffi);
   throw new TakeoverError(
     "ERR_TAKEOVER_UNSUPPORTED",
@@ -111,13 +115,13 @@ async function bind(abi: Abi, wanted: NodeOptions["ffi"]): Promise<Binding> {
   );
 }
 
-/** Imports a module that may be missing; one that is there but broken throws. */
-async function importIfThere<T>(specifier: string): Promise<T | null> {
+/** Loads a module that may be missing; one that is there but broken throws. */
+function requireIfThere<T>(specifier: string): T | null {
   try {
-    return await import(specifier) as T;
+    return createRequire(import.meta.url)(specifier) as T;
   } catch (error) {
     const { code } = error as { code?: string };
-    if (code === "ERR_MODULE_NOT_FOUND" || code === "ERR_UNKNOWN_BUILTIN_MODULE") return null;
+    if (code === "MODULE_NOT_FOUND" || code === "ERR_UNKNOWN_BUILTIN_MODULE") return null;
     throw error;
   }
 }

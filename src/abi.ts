@@ -31,121 +31,113 @@
 export interface Field {
   /** Bytes from the start of the struct. */
   readonly offset: number;
-  /** Width in bytes: 1, 2, 4 or 8. */
+  /** Width in bytes; 1, 2, 4 or 8 for an integer. */
   readonly size: number;
 }
+
+/** A C struct: its size in bytes, and its fields by their C names without prefix. */
+export type Layout<Fields extends string> = { readonly size: number } & Readonly<Record<Fields, Field>>;
 
 /** `struct msghdr` (recvmsg(2)). */
-export interface MsghdrLayout {
-  readonly size: number;
-  readonly name: Field;
-  readonly namelen: Field;
-  readonly iov: Field;
-  readonly iovlen: Field;
-  readonly control: Field;
-  readonly controllen: Field;
-  readonly flags: Field;
-}
+export type MsghdrLayout = Layout<
+  "name" | "namelen" | "iov" | "iovlen" | "control" | "controllen" | "flags"
+>;
 
 /** `struct iovec` (readv(2)). */
-export interface IovecLayout {
-  readonly size: number;
-  readonly base: Field;
-  readonly len: Field;
-}
+export type IovecLayout = Layout<"base" | "len">;
 
 /** `struct cmsghdr` (cmsg(3)); `align` is what `CMSG_ALIGN` rounds up to. */
-export interface CmsghdrLayout {
-  readonly size: number;
-  readonly align: number;
-  readonly len: Field;
-  readonly level: Field;
-  readonly type: Field;
-}
+export type CmsghdrLayout = Layout<"len" | "level" | "type"> & { readonly align: number };
 
-/** `struct sockaddr_in`, `sockaddr_in6` and `sockaddr_un`. */
+/** `struct sockaddr_in` (ip(7)). */
+export type SockaddrInLayout = Layout<"port" | "address">;
+
+/** `struct sockaddr_in6` (ipv6(7)). */
+export type SockaddrIn6Layout = Layout<"port" | "flowinfo" | "address" | "scope">;
+
+/** `struct sockaddr_un` (unix(7)). */
+export type SockaddrUnLayout = Layout<"path">;
+
+/** The three addresses, and what they begin with. */
 export interface SockaddrLayout {
-  /** BSD systems put a `sa_len` byte first and have a one-byte family. */
+  /** `sa_family`. */
   readonly family: Field;
+  /** `sa_len`, which only BSD systems have. */
   readonly length: Field | null;
-  readonly in: { readonly size: number; readonly port: number; readonly address: number };
-  readonly in6: {
-    readonly size: number;
-    readonly port: number;
-    readonly flowinfo: number;
-    readonly address: number;
-    readonly scope: number;
-  };
-  readonly un: { readonly size: number; readonly path: number; readonly pathSize: number };
+  /** IPv4. */
+  readonly in: SockaddrInLayout;
+  /** IPv6. */
+  readonly in6: SockaddrIn6Layout;
+  /** Unix. */
+  readonly un: SockaddrUnLayout;
 }
 
 /** `struct epoll_event` (epoll_ctl(2)): packed on x86-64 only. */
-export interface EpollEventLayout {
-  readonly size: number;
-  readonly events: Field;
-  readonly data: Field;
-}
+export type EpollEventLayout = Layout<"events" | "data">;
 
 /** `struct statx` (statx(2)): the same on every architecture. */
-export interface StatxLayout {
-  readonly size: number;
-  readonly uid: Field;
-  readonly mode: Field;
-  readonly inode: Field;
-}
+export type StatxLayout = Layout<"uid" | "mode" | "inode">;
 
 /** The constants that differ between platforms, by their C names. */
-export interface Constants {
-  readonly AF_UNIX: number;
-  readonly AF_INET: number;
-  readonly AF_INET6: number;
-  readonly SOCK_STREAM: number;
-  readonly SOCK_DGRAM: number;
-  readonly SOL_SOCKET: number;
-  readonly SO_REUSEADDR: number;
-  readonly SO_TYPE: number;
-  readonly SO_ERROR: number;
-  readonly SO_ACCEPTCONN: number;
-  readonly SO_REUSEPORT: number;
-  readonly SCM_RIGHTS: number;
-  readonly IPPROTO_IPV6: number;
-  readonly IPV6_V6ONLY: number;
-  readonly MSG_DONTWAIT: number;
-  readonly MSG_NOSIGNAL: number;
-  readonly MSG_TRUNC: number;
-  readonly MSG_CTRUNC: number;
-  readonly MSG_CMSG_CLOEXEC: number;
-  readonly O_RDONLY: number;
-  readonly O_RDWR: number;
-  readonly O_CREAT: number;
-  readonly O_NONBLOCK: number;
-  readonly O_CLOEXEC: number;
-  readonly O_DIRECTORY: number;
-  readonly O_NOFOLLOW: number;
-  readonly F_GETFD: number;
-  readonly F_SETFD: number;
-  readonly F_GETFL: number;
-  readonly F_SETFL: number;
-  readonly FD_CLOEXEC: number;
-  readonly RLIMIT_NOFILE: number;
-  readonly LOCK_EX: number;
-  readonly LOCK_NB: number;
-}
+export type Constants = Readonly<Record<ConstantName, number>>;
+
+/** A constant's C name. */
+export type ConstantName =
+  | "AF_UNIX"
+  | "AF_INET"
+  | "AF_INET6"
+  | "SOCK_STREAM"
+  | "SOCK_DGRAM"
+  | "SOL_SOCKET"
+  | "SO_REUSEADDR"
+  | "SO_TYPE"
+  | "SO_ACCEPTCONN"
+  | "SCM_RIGHTS"
+  | "IPPROTO_IPV6"
+  | "IPV6_V6ONLY"
+  | "MSG_DONTWAIT"
+  | "MSG_NOSIGNAL"
+  | "MSG_CTRUNC"
+  | "MSG_CMSG_CLOEXEC"
+  | "O_RDONLY"
+  | "O_RDWR"
+  | "O_CREAT"
+  | "O_NONBLOCK"
+  | "O_CLOEXEC"
+  | "O_DIRECTORY"
+  | "O_NOFOLLOW"
+  | "F_GETFD"
+  | "F_SETFD"
+  | "F_GETFL"
+  | "F_SETFL"
+  | "FD_CLOEXEC"
+  | "RLIMIT_NOFILE"
+  | "LOCK_EX"
+  | "LOCK_NB";
 
 /** Everything that code has to know about one platform's C interface. */
 export interface Abi {
+  /** As `process.platform` says it. */
   readonly platform: "linux" | "darwin";
+  /** As `process.arch` says it. */
   readonly arch: "x64" | "arm64";
   /** What the dynamic loader knows libc as; the first that loads is taken. */
   readonly libraries: readonly string[];
   /** The C function that returns the address of errno. */
   readonly errnoLocation: string;
+  /** For sendmsg(2) and recvmsg(2). */
   readonly msghdr: MsghdrLayout;
+  /** What a msghdr points to for data. */
   readonly iovec: IovecLayout;
+  /** What heads a control message. */
   readonly cmsghdr: CmsghdrLayout;
+  /** Socket addresses. */
   readonly sockaddr: SockaddrLayout;
+  /** For epoll_ctl(2); unused on macOS. */
   readonly epollEvent: EpollEventLayout;
+  /** For statx(2); unused on macOS. */
   readonly statx: StatxLayout;
+  /** By their C names. */
   readonly constants: Constants;
   /** The most descriptors that one message carries (Linux: `SCM_MAX_FD`). */
   readonly descriptorsPerMessage: number;
@@ -195,15 +187,26 @@ const darwinCmsghdr: CmsghdrLayout = {
   type: { offset: 8, size: 4 },
 };
 
-const sockaddrIn = { size: 16, port: 2, address: 4 };
-const sockaddrIn6 = { size: 28, port: 2, flowinfo: 4, address: 8, scope: 24 };
+const sockaddrIn: SockaddrInLayout = {
+  size: 16,
+  port: { offset: 2, size: 2 },
+  address: { offset: 4, size: 4 },
+};
+
+const sockaddrIn6: SockaddrIn6Layout = {
+  size: 28,
+  port: { offset: 2, size: 2 },
+  flowinfo: { offset: 4, size: 4 },
+  address: { offset: 8, size: 16 },
+  scope: { offset: 24, size: 4 },
+};
 
 const linuxSockaddr: SockaddrLayout = {
   family: { offset: 0, size: 2 },
   length: null,
   in: sockaddrIn,
   in6: sockaddrIn6,
-  un: { size: 110, path: 2, pathSize: 108 },
+  un: { size: 110, path: { offset: 2, size: 108 } },
 };
 
 const darwinSockaddr: SockaddrLayout = {
@@ -211,7 +214,7 @@ const darwinSockaddr: SockaddrLayout = {
   length: { offset: 0, size: 1 },
   in: sockaddrIn,
   in6: sockaddrIn6,
-  un: { size: 106, path: 2, pathSize: 104 },
+  un: { size: 106, path: { offset: 2, size: 104 } },
 };
 
 const packedEpollEvent: EpollEventLayout = {
@@ -242,15 +245,12 @@ const linuxConstants: Constants = {
   SOL_SOCKET: 1,
   SO_REUSEADDR: 2,
   SO_TYPE: 3,
-  SO_ERROR: 4,
   SO_ACCEPTCONN: 30,
-  SO_REUSEPORT: 15,
   SCM_RIGHTS: 1,
   IPPROTO_IPV6: 41,
   IPV6_V6ONLY: 26,
   MSG_DONTWAIT: 0x40,
   MSG_NOSIGNAL: 0x4000,
-  MSG_TRUNC: 0x20,
   MSG_CTRUNC: 0x8,
   MSG_CMSG_CLOEXEC: 0x40000000,
   O_RDONLY: 0,
@@ -286,15 +286,12 @@ const darwinConstants: Constants = {
   SOL_SOCKET: 0xffff,
   SO_REUSEADDR: 0x4,
   SO_TYPE: 0x1008,
-  SO_ERROR: 0x1007,
   SO_ACCEPTCONN: 0x2,
-  SO_REUSEPORT: 0x200,
   SCM_RIGHTS: 1,
   IPPROTO_IPV6: 41,
   IPV6_V6ONLY: 27,
   MSG_DONTWAIT: 0x80,
   MSG_NOSIGNAL: 0x80000,
-  MSG_TRUNC: 0x10,
   MSG_CTRUNC: 0x20,
   MSG_CMSG_CLOEXEC: 0,
   O_RDONLY: 0,

@@ -40,14 +40,17 @@ export type EndpointAddress = TcpEndpoint | UnixEndpoint;
  * a placeholder, which the true socket replaces right after.
  */
 export interface TcpOpening {
+  /** Numeric. */
   readonly hostname: string;
   /** The same, under the name that Node and Fastify use. */
   readonly host: string;
+  /** 1 to 65535. */
   readonly port: number;
 }
 
 /** The same for an endpoint on a Unix path. */
 export interface UnixOpening {
+  /** At most 107 bytes; macOS 103. */
   readonly path: string;
   /** The same, under the name that `Bun.serve` uses. */
   readonly unix: string;

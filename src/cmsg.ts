@@ -157,12 +157,17 @@ export { abiOf } from "./abi.ts";
 export type {
   Abi,
   CmsghdrLayout,
+  ConstantName,
   Constants,
   EpollEventLayout,
   Field,
   IovecLayout,
+  Layout,
   MsghdrLayout,
+  SockaddrIn6Layout,
+  SockaddrInLayout,
   SockaddrLayout,
+  SockaddrUnLayout,
   StatxLayout,
 } from "./abi.ts";
 export type { Bytes } from "./bytes.ts";

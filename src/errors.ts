@@ -53,11 +53,14 @@ export type TakeoverErrorCode =
 
 /** An error with a stable {@linkcode TakeoverErrorCode}. */
 export class TakeoverError extends Error {
+  /** `TakeoverError`. */
   override readonly name: string = "TakeoverError";
   /** Stable: compare this, never the message. */
   readonly code: TakeoverErrorCode;
 
   /**
+   * Makes an error.
+   *
    * @param code One of {@linkcode TakeoverErrorCode}.
    * @param message What was expected, what came, and what to do.
    * @param options `cause`: the error behind this one.
@@ -70,6 +73,7 @@ export class TakeoverError extends Error {
 
 /** A failed libc call, in the shape of Node's system errors. */
 export class SystemError extends Error {
+  /** `SystemError`. */
   override readonly name: string = "SystemError";
   /** The errno's name, for instance `ECONNREFUSED`. */
   readonly code: string;
@@ -79,6 +83,8 @@ export class SystemError extends Error {
   readonly syscall: string;
 
   /**
+   * Makes an error.
+   *
    * @param code The errno's name.
    * @param errno The errno, negative.
    * @param syscall The libc function that failed.

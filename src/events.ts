@@ -12,7 +12,9 @@ import type { Drained } from "./drain.ts";
 export interface Outcome {
   /** Which side this process was on. */
   readonly role: "incumbent" | "successor";
+  /** The process that was replaced. */
   readonly from: Peer;
+  /** The process that replaced it. */
   readonly to: Peer;
   /** Endpoints that went over, by name. */
   readonly claimed: readonly string[];

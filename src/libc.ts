@@ -93,8 +93,10 @@ export const functions = {
 /** The name of a function in the table. */
 export type FunctionName = keyof typeof functions;
 
-type Argument<T> = T extends "bytes" ? Bytes | null : number;
-type Arguments<T extends readonly CType[]> = { -readonly [K in keyof T]: Argument<T[K]> };
+/** What a parameter of a C type takes. */
+export type Argument<T> = T extends "bytes" ? Bytes | null : number;
+/** What the parameters of a C function take. */
+export type Arguments<T extends readonly CType[]> = { -readonly [K in keyof T]: Argument<T[K]> };
 
 /**
  * libc over bytes, as a runtime binds it. A function that the platform does

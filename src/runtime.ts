@@ -42,12 +42,15 @@ export interface ControlListener {
 
 /** One of the three runtimes, as the core sees it. */
 export interface Runtime {
+  /** Which one. */
   readonly name: "deno" | "bun" | "node";
   /** Its version, for instance `2.9.6`. */
   readonly version: string;
   /** Which FFI libc is bound through, for instance `koffi`. */
   readonly ffi: string;
+  /** Its platform's C structs and constants. */
   readonly abi: Abi;
+  /** The C functions. */
   readonly libc: Libc;
   /** The address of a buffer made by `allocate`. */
   addressOf(bytes: Bytes): bigint;

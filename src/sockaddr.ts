@@ -13,7 +13,7 @@
  * @module
  */
 
-import type { Abi } from "./abi.ts";
+import type { Abi, Field } from "./abi.ts";
 import { allocate, type Bytes, readField, untilNul, viewOf, writeField } from "./bytes.ts";
 import { TakeoverError } from "./errors.ts";
 
@@ -22,6 +22,7 @@ export type SocketAddress = InetAddress | UnixAddress;
 
 /** An IPv4 or IPv6 address. */
 export interface InetAddress {
+  /** Which of the two. */
   readonly family: "inet" | "inet6";
   /** Numeric, for instance `127.0.0.1` or `::1`. */
   readonly hostname: string;
@@ -33,6 +34,7 @@ export interface InetAddress {
 
 /** A Unix socket's address. */
 export interface UnixAddress {
+  /** `AF_UNIX`. */
   readonly family: "unix";
   /** Empty when unnamed; an abstract name starts with a NUL. */
   readonly path: string;
@@ -65,22 +67,21 @@ export function encodeSockaddr(abi: Abi, address: SocketAddress): Bytes {
  */
 export function decodeSockaddr(abi: Abi, bytes: Uint8Array): SocketAddress | null {
   const { sockaddr, constants } = abi;
-  if (bytes.length < sockaddr.un.path) return null;
+  if (bytes.length < sockaddr.un.path.offset) return null;
   const view = viewOf(bytes);
   const family = readField(view, sockaddr.family);
   if (family === constants.AF_UNIX) {
-    return { family: "unix", path: decodePath(bytes.subarray(sockaddr.un.path)) };
+    return { family: "unix", path: decodePath(bytes.subarray(sockaddr.un.path.offset)) };
   }
   if (family === constants.AF_INET && bytes.length >= sockaddr.in.size) {
     const { port, address } = sockaddr.in;
-    const hostname = bytes.subarray(address, address + 4).join(".");
-    return { family: "inet", hostname, port: view.getUint16(port) };
+    return { family: "inet", hostname: fieldOf(bytes, address).join("."), port: view.getUint16(port.offset) };
   }
   if (family === constants.AF_INET6 && bytes.length >= sockaddr.in6.size) {
     const { port, address, scope } = sockaddr.in6;
-    const hostname = formatInet6(bytes.subarray(address, address + 16));
-    const zone = view.getUint32(scope, true);
-    const found = { family: "inet6", hostname, port: view.getUint16(port) } as const;
+    const hostname = formatInet6(fieldOf(bytes, address));
+    const zone = readField(view, scope);
+    const found = { family: "inet6", hostname, port: view.getUint16(port.offset) } as const;
     return zone === 0 ? found : { ...found, scope: zone };
   }
   return null;
@@ -178,18 +179,18 @@ function start(abi: Abi, size: number, family: number): Bytes {
 function encodeInet(abi: Abi, { hostname, port }: InetAddress): Bytes {
   const { in: layout } = abi.sockaddr;
   const bytes = start(abi, layout.size, abi.constants.AF_INET);
-  bytes.set(parsed(parseInet(hostname), hostname, "an IPv4 address such as 127.0.0.1"), layout.address);
-  viewOf(bytes).setUint16(layout.port, checkedPort(port));
+  bytes.set(parsed(parseInet(hostname), hostname, "an IPv4 address such as 127.0.0.1"), layout.address.offset);
+  viewOf(bytes).setUint16(layout.port.offset, checkedPort(port));
   return bytes;
 }
 
 function encodeInet6(abi: Abi, { hostname, port, scope }: InetAddress): Bytes {
   const { in6: layout } = abi.sockaddr;
   const bytes = start(abi, layout.size, abi.constants.AF_INET6);
-  bytes.set(parsed(parseInet6(hostname), hostname, "an IPv6 address such as ::1"), layout.address);
+  bytes.set(parsed(parseInet6(hostname), hostname, "an IPv6 address such as ::1"), layout.address.offset);
   const view = viewOf(bytes);
-  view.setUint16(layout.port, checkedPort(port));
-  view.setUint32(layout.scope, scope ?? 0, true);
+  view.setUint16(layout.port.offset, checkedPort(port));
+  writeField(view, layout.scope, scope ?? 0);
   return bytes;
 }
 
@@ -197,7 +198,7 @@ function encodeUnix(abi: Abi, path: string): Bytes {
   const { un } = abi.sockaddr;
   const name = new TextEncoder().encode(path);
   const abstract = name[0] === 0;
-  const most = abstract ? un.pathSize : un.pathSize - 1;
+  const most = abstract ? un.path.size : un.path.size - 1;
   if (name.length > most) {
     throw new TakeoverError(
       "ERR_TAKEOVER_PATH",
@@ -211,9 +212,13 @@ function encodeUnix(abi: Abi, path: string): Bytes {
       `Cannot use the Unix path ${JSON.stringify(path)}: expected no NUL in it`,
     );
   }
-  const bytes = start(abi, un.path + name.length + (abstract || name.length === 0 ? 0 : 1), abi.constants.AF_UNIX);
-  bytes.set(name, un.path);
+  const bytes = start(abi, un.path.offset + name.length + (abstract || name.length === 0 ? 0 : 1), abi.constants.AF_UNIX);
+  bytes.set(name, un.path.offset);
   return bytes;
+}
+
+function fieldOf(bytes: Uint8Array, { offset, size }: Field): Uint8Array {
+  return bytes.subarray(offset, offset + size);
 }
 
 function decodePath(bytes: Uint8Array): string {
