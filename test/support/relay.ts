@@ -1,0 +1,122 @@
+/**
+ * A chain of servers on one port, each replacing the one before, and the load
+ * that runs against it meanwhile.
+ *
+ * @module
+ */
+
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { binaries, root } from "./binaries.mjs";
+import type { LoadPlan, LoadReport } from "./load.ts";
+import { type RuntimeName, Server, startHttp } from "./server.ts";
+
+/** A folder that is removed at the end. */
+export class Scratch implements Disposable {
+  readonly path: string = mkdtempSync(join(tmpdir(), "socket-takeover-"));
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}
+
+/** A TCP port that is free now. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** Servers that follow each other on one port and one control socket. */
+export class Relay implements AsyncDisposable {
+  readonly port: number;
+  readonly path: string;
+  readonly servers: Server[] = [];
+  readonly #scratch = new Scratch();
+  readonly #env: Record<string, string>;
+
+  private constructor(port: number, env: Record<string, string>) {
+    this.port = port;
+    this.path = join(this.#scratch.path, "takeover.sock");
+    this.#env = { PORT: String(port), TAKEOVER: this.path, ...env };
+  }
+
+  /** @param env What the servers get besides PORT and TAKEOVER. */
+  static async open(env: Record<string, string> = {}): Promise<Relay> {
+    return new Relay(await freePort(), env);
+  }
+
+  /** The server that serves now. */
+  get current(): Server {
+    return this.servers.at(-1)!;
+  }
+
+  /** Starts a server without waiting for it. */
+  start(runtime: RuntimeName, env: Record<string, string> = {}): Server {
+    return startHttp(runtime, { ...this.#env, ...env });
+  }
+
+  /** Starts the next server and waits until it is ready; the one before drains on its own. */
+  async next(runtime: RuntimeName, env: Record<string, string> = {}): Promise<Server> {
+    const server = this.start(runtime, env);
+    this.servers.push(server);
+    await server.event("ready");
+    return server;
+  }
+
+  /** Waits until the newest server can be replaced in turn. */
+  async settled(): Promise<void> {
+    if (this.servers.length > 1) await this.current.event("settled");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const server of this.servers) await server[Symbol.asyncDispose]();
+    this.#scratch[Symbol.dispose]();
+  }
+}
+
+/** Waits. */
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** A report in one line. */
+export function summaryOf(report: LoadReport): string {
+  const { answered, seconds, failed, failures, announced, p50, p99, max, silence, byLoad } = report;
+  const ms = (value: number) => `${value.toFixed(1)} ms`;
+  return `${answered} answered in ${seconds.toFixed(1)} s ${JSON.stringify(byLoad)}, ${failed} failed ` +
+    `${JSON.stringify(failures)}, ${announced} closes announced; fresh p50 ${ms(p50)}, p99 ${ms(p99)}, ` +
+    `max ${ms(max)}; longest silence ${ms(silence)}`;
+}
+
+/** Load in a process of its own. */
+export interface Load {
+  /** The last line. */
+  readonly report: Promise<LoadReport>;
+  /** Ends it before its time. */
+  stop(): void;
+}
+
+/** Starts the load client; `progress` hears a report a second. */
+export function startLoad(plan: LoadPlan, progress: (report: LoadReport) => void = () => {}): Load {
+  const child = spawn(
+    binaries.node26,
+    ["--no-warnings", join(root, "test/support/load.ts"), JSON.stringify(plan)],
+    { cwd: root, stdio: ["ignore", "pipe", "inherit"] },
+  );
+  const report = new Promise<LoadReport>((resolve, reject) => {
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      const found = JSON.parse(line) as LoadReport;
+      if (found.done) resolve(found);
+      else progress(found);
+    });
+    child.once("close", (status, signal) => reject(new Error(`The load client ended with ${status ?? signal}`)));
+  });
+  return { report, stop: () => void child.kill("SIGTERM") };
+}
