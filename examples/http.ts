@@ -12,7 +12,8 @@
  *
  * Environment: `PORT` (8080), `HOST` (127.0.0.1), `TAKEOVER` (the path of the
  * control socket), `SETTLE_MS` (10000), `DRAIN_MS` (30000), `STALL_MS` (blocks
- * the event loop that long on every idle turn, for tests), `CRASH` (`before-ready`
+ * the event loop that long on every idle turn, for tests), `WARM_MS` (rests that
+ * long before it is ready, for tests), `CRASH` (`before-ready`
  * or `after-ready`: kills itself there).
  *
  * Every event is one JSON line on stdout. Exit status: 0 after a drain, 1 after
@@ -70,6 +71,7 @@ async function main(): Promise<void> {
     return createServer({ keepAliveTimeout: keepAliveMs }, listener).listen(at);
   });
 
+  await sleep(Number(env.WARM_MS ?? 0));
   if (env.CRASH === "before-ready") await crash();
   await takeover.ready();
   if (env.CRASH === "after-ready") await crash();

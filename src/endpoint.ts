@@ -34,7 +34,7 @@ export class Endpoint {
   readonly descriptor: number;
   readonly identity: SocketIdentity;
   readonly #runtime: Runtime;
-  readonly #registrations: readonly Registration[];
+  #registrations: readonly Registration[];
   #paused: boolean;
 
   constructor(runtime: Runtime, parts: EndpointParts) {
@@ -59,7 +59,7 @@ export class Endpoint {
    */
   pause(): void {
     if (this.#paused || !this.alive) return;
-    unregister(this.#runtime, this.#registrations);
+    this.#registrations = unregister(this.#runtime, this.#registrations);
     this.#paused = true;
   }
 

@@ -87,6 +87,8 @@ export function register(runtime: Runtime, registrations: readonly Registration[
     const event = allocate(abi.epollEvent.size);
     writeField(viewOf(event), abi.epollEvent.events, events);
     writeField(viewOf(event), abi.epollEvent.data, data);
-    checked(abi, "epoll_ctl", libc.epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, event));
+    const result = libc.epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, event);
+    // Already there: the runtime has put it in itself.
+    if (result !== -errnoOf(abi.platform, "EEXIST")) checked(abi, "epoll_ctl", result);
   }
 }

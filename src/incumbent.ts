@@ -27,6 +27,8 @@ export interface IncumbentHost {
   /** Names this process: 32 hexadecimal digits. */
   readonly instance: string;
   readonly generation: number;
+  /** Whom this process has replaced and still has a lease with: it may have to go back. */
+  lessor(): Peer | null;
   /** Everything to offer, the control socket first. */
   endpoints(): readonly Endpoint[];
   /** Ready: stop accepting on the control socket and what is claimed. */
@@ -141,10 +143,12 @@ export class Incumbent {
     if (hello.instance === instance) {
       throw new TakeoverError("ERR_TAKEOVER_SELF", "Cannot take over from oneself: call takeOver once in a process");
     }
-    if (this.#session) {
+    const lessor = this.#host.lessor();
+    if (this.#session || lessor) {
+      const other = this.#session ? `to pid ${this.#session.hello.pid}` : `from pid ${lessor!.pid}`;
       throw new TakeoverError(
         "ERR_TAKEOVER_BUSY",
-        `Cannot hand over: the hand-over to pid ${this.#session.hello.pid} is in progress; try again when it is settled`,
+        `Cannot hand over: the hand-over ${other} is in progress; try again when it is settled`,
       );
     }
     checkNames(hello.require, endpoints, "requires");

@@ -85,6 +85,8 @@ export class Takeover implements AsyncDisposable {
   readonly #emitter = new Emitter();
   readonly #incumbent: Incumbent;
   #stage: Stage = "starting";
+  /** Whether the lease with the incumbent has ended, if there ever was one. */
+  #isSettled = false;
   #control: Inherited | null;
   #controlListener: ControlListener | null = null;
   #controlEndpoint: Endpoint | null = null;
@@ -116,6 +118,7 @@ export class Takeover implements AsyncDisposable {
       allowUsers: options.allowUsers ?? [],
       instance,
       generation: this.generation,
+      lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
       endpoints: () => this.#offered(),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       resume: (to, error) => this.#resume(to, error),
@@ -322,8 +325,8 @@ export class Takeover implements AsyncDisposable {
   }
 
   #end(): void {
-    const stage = this.#stage;
-    const isAlone = !this.#incumbent.busy && (stage !== "starting" || this.#succession === null);
+    // Before it is settled the incumbent can come back, and keeps the paths.
+    const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
     this.#stage = "closed";
     this.#drain.active = true;
     this.#incumbent.close();
@@ -398,10 +401,14 @@ export class Takeover implements AsyncDisposable {
 
   async #watchLease(claimed: readonly string[]): Promise<void> {
     const succession = this.#succession;
-    if (!succession) return this.#settle();
+    if (!succession) {
+      this.#isSettled = true;
+      return this.#settle();
+    }
     const timer = setTimeout(() => void succession.settle().catch(() => {}), this.#limits.settleMs);
     try {
       await succession.leaseEnd;
+      this.#isSettled = true;
       this.#emitter.emit("settled", {
         role: "successor",
         from: succession.from,

@@ -6,8 +6,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { LoadPlan, LoadReport } from "../support/load.ts";
-import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
-import { nineHandOvers, type RuntimeName } from "../support/server.ts";
+import { freePort, Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
+import { nineHandOvers, type RuntimeName, Server } from "../support/server.ts";
 
 const handOverCount = 38;
 const everyMs = 500;
@@ -59,6 +59,31 @@ test("stop-then-start loses requests, and the load client counts them", async ()
   console.log(summaryOf(report));
   assert.ok(report.failed > 0);
   assert.ok((report.failures["fresh request: ECONNREFUSED"] ?? 0) > 0);
+});
+
+test("a second SO_REUSEPORT listener loses connections when turns take 20 ms, and the load client counts them", async () => {
+  const port = await freePort();
+  const env = { PORT: String(port), STALL_MS: "20" };
+  const start = () => new Server("bun", "test/fixtures/reuseport.ts", env);
+  const servers = [start()];
+  try {
+    await servers[0]!.event("ready");
+    const load = startLoad({ port, seconds: 600, freshPerSecond: 2_000 });
+    await sleep(500);
+    for (let index = 1; index <= 5; index++) {
+      servers.push(start());
+      await servers[index]!.event("ready");
+      servers[index - 1]!.signal("SIGTERM");
+      await sleep(everyMs);
+    }
+    load.stop();
+    const report = await load.report;
+    console.log(summaryOf(report));
+    assert.ok(report.failed > 0);
+    assert.ok((report.failures["fresh request: ECONNRESET"] ?? 0) > 0);
+  } finally {
+    for (const server of servers) await server[Symbol.asyncDispose]();
+  }
 });
 
 test("38 hand-overs through all nine pairs of runtimes lose nothing of 4,000 fresh connections a second", async () => {
