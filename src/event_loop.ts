@@ -39,14 +39,20 @@ export function canPause(runtime: Runtime): boolean {
   return runtime.abi.platform === "linux";
 }
 
-/** Every registration of a descriptor, in every epoll instance of the process. */
+/**
+ * The registration of a descriptor, in the first epoll instance that has one.
+ * Deno shows two epoll descriptors, which are copies of one instance.
+ *
+ * @returns One registration, or none when no event loop watches the descriptor.
+ */
 export function registrationsOf(runtime: Runtime, descriptor: number): Registration[] {
-  return openDescriptors(runtime)
-    .filter((number) => linkOf(runtime, number) === "anon_inode:[eventpoll]")
-    .flatMap((epoll) =>
-      parseRegistrations(epoll, readFile(runtime, `/proc/self/fdinfo/${epoll}`))
-        .filter((registration) => registration.descriptor === descriptor)
-    );
+  for (const epoll of openDescriptors(runtime)) {
+    if (linkOf(runtime, epoll) !== "anon_inode:[eventpoll]") continue;
+    const found = parseRegistrations(epoll, readFile(runtime, `/proc/self/fdinfo/${epoll}`))
+      .filter((registration) => registration.descriptor === descriptor);
+    if (found.length > 0) return found;
+  }
+  return [];
 }
 
 /** The `tfd:` lines of an epoll descriptor's fdinfo. */
@@ -64,9 +70,6 @@ export function parseRegistrations(epoll: number, fdinfo: string): Registration[
 
 /**
  * Takes registrations out: from then on the native object hears of nothing.
- *
- * Deno shows two epoll descriptors that are copies of one instance, so the
- * second removal finds nothing: such a one is left out of the result.
  *
  * @returns Those that were taken out, to be put back with {@linkcode register}.
  */

@@ -141,7 +141,8 @@ async function findListening(
 ): Promise<number> {
   const until = Date.now() + limits.openMs;
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
-    const found = openDescriptors(runtime).find((descriptor) => {
+    // The newest descriptors are the highest, most of the time.
+    const found = openDescriptors(runtime).findLast((descriptor) => {
       const address = localAddress(runtime, descriptor);
       return address !== null && isPlaceholder(address, placeholder) && isListening(runtime, descriptor);
     });
