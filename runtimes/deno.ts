@@ -87,16 +87,15 @@ function load(deno: DenoLike, path: string, symbols: Record<string, unknown>): R
 function denied(cause: Error): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_PERMISSION",
-    "Cannot call libc without permission: run `deno run --allow-ffi --allow-net …`. " +
-      "A file name after --allow-ffi= is resolved against the current folder: name libc by its absolute path, or none",
+    "Cannot call libc without permission: run `deno run --allow-ffi --allow-net …`; " +
+      "--allow-ffi cannot be narrowed to a path, because libc is opened by its name",
     { cause },
   );
 }
 
 /** What Deno.serve prints by itself, with the address that is true. */
 function announce(address: SocketAddress): void {
-  const where = address.family === "unix" ? formatAddress(address) : `http://${formatAddress(address)}/`;
-  console.log(`Listening on ${where}`);
+  console.log(`Listening on ${formatAddress(address)}`);
 }
 
 export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";

@@ -27,6 +27,8 @@
  * @module
  */
 
+import { TakeoverError } from "./errors.ts";
+
 /** Where a field lies in a C struct, in bytes. */
 export interface Field {
   /** Bytes from the start of the struct. */
@@ -359,7 +361,7 @@ const abis: readonly Abi[] = [
  * @param platform `linux` or `darwin`, as Node's `process.platform` names them.
  * @param arch `x64` or `arm64`, as Node's `process.arch` names them.
  * @returns The layouts and constants of that platform's libc.
- * @throws {RangeError} When the platform is none of the four known.
+ * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when it is none of the four known.
  *
  * @example
  * ```ts
@@ -371,7 +373,8 @@ const abis: readonly Abi[] = [
 export function abiOf(platform: string, arch: string): Abi {
   const abi = abis.find((each) => each.platform === platform && each.arch === arch);
   if (abi) return abi;
-  throw new RangeError(
+  throw new TakeoverError(
+    "ERR_TAKEOVER_UNSUPPORTED",
     `Cannot describe libc on ${platform} ${arch}: expected linux or darwin on x64 or arm64`,
   );
 }

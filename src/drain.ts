@@ -118,9 +118,10 @@ function cameThrough(local: SocketAddress, listener: SocketAddress): boolean {
  * headers that cannot be changed; it is made anew.
  */
 function closing<T>(response: T): T {
-  const { headers, status } = response as Partial<ResponseLike>;
-  // A WebSocket upgrade, and what Bun's upgrade leaves, are no HTTP answers.
-  if (typeof headers?.set !== "function" || status === 101) return response;
+  const { headers, status } = (response ?? {}) as Partial<ResponseLike>;
+  // A WebSocket upgrade, the undefined that Bun's upgrade leaves, and
+  // Response.error(), which has no status, are no HTTP answers.
+  if (typeof headers?.set !== "function" || !status || status === 101) return response;
   try {
     headers.set("connection", "close");
     return response;

@@ -9,7 +9,7 @@
  * @module
  */
 
-import { type Registration, register, unregister } from "./event_loop.ts";
+import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
 import { deadListener } from "./graft.ts";
 import type { Runtime } from "./runtime.ts";
 import { cookieOf, duplicateOver, isListening, type SocketIdentity } from "./socket.ts";
@@ -21,7 +21,7 @@ export interface EndpointParts {
   /** The native server's descriptor. */
   readonly descriptor: number;
   readonly identity: SocketIdentity;
-  /** Its entries in the event loop. A runtime never changes those of a listener. */
+  /** Its entry in the event loop, or none when it is not known yet. A runtime never changes a listener's. */
   readonly registrations: readonly Registration[];
   /** Whether they have been taken out. */
   readonly paused: boolean;
@@ -58,8 +58,10 @@ export class Endpoint {
    * process or for another that has the socket.
    */
   pause(): void {
-    if (this.#paused || !this.alive) return;
-    this.#registrations = unregister(this.#runtime, this.#registrations);
+    if (this.#paused || !this.alive || !canPause(this.#runtime)) return;
+    // libuv tells epoll of a new listener only when it next waits for events.
+    const known = this.#registrations.length > 0 ? this.#registrations : registrationsOf(this.#runtime, this.descriptor);
+    this.#registrations = unregister(this.#runtime, known);
     this.#paused = true;
   }
 

@@ -101,12 +101,15 @@ async function give<T>(
   open: Open<T>,
 ): Promise<Adopted<Awaited<T>>> {
   const descriptor = socket.number;
+  const before = openDescriptors(runtime).filter((number) => isListening(runtime, number));
   let native: Awaited<T>;
   try {
     native = await open({ fd: descriptor } as never);
   } catch (cause) {
     throw notTaken(name, `the server does not open a descriptor on ${runtime.abi.platform} (${messageOf(cause)})`, cause);
   }
+  const other = openDescriptors(runtime).find((number) => isListening(runtime, number) && !before.includes(number));
+  if (other !== undefined) throw notTaken(name, "the server ignored the descriptor and opened a socket of its own");
   socket.take();
   await findListening(runtime, limits, name, address);
   return { native, descriptor, registrations: [] };

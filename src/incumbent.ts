@@ -18,6 +18,9 @@ import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, pa
 import { commonVersion, versions } from "./protocol.ts";
 import type { ControlStream, Runtime } from "./runtime.ts";
 
+/** How long a process that may have been stopped itself reads on before it judges. */
+const lastLookMs = 100;
+
 /** What the incumbent's process is, and does when a hand-over moves on. */
 export interface IncumbentHost {
   readonly runtime: Runtime;
@@ -204,7 +207,7 @@ export class Incumbent {
     this.#host.lease(to, claimed);
     try {
       conversation.send({ type: "lease", silenceMs: limits.silenceMs } as { type: string });
-      while (conversation.state === "leased") await this.#stillAlive(conversation);
+      while ((await this.#stillAlive(conversation)).type !== "settled");
     } catch (error) {
       // This process ends: the successor serves, there is nothing to resume.
       if (this.#closed) return;
@@ -217,12 +220,20 @@ export class Incumbent {
     this.#host.release(to, claimed);
   }
 
-  async #stillAlive(conversation: Conversation): Promise<void> {
+  /**
+   * The successor's next word. When it does not come in time, whatever has
+   * arrived meanwhile is still read: this process may have been the one that
+   * was stopped.
+   */
+  async #stillAlive(conversation: Conversation): Promise<FrameHead> {
     const { silenceMs } = this.#host.limits;
     try {
-      await conversation.receive(silenceMs, "silenceMs");
+      return await conversation.receive(silenceMs, "silenceMs").catch((error) => {
+        if (isTimeout(error)) return conversation.receive(lastLookMs, "silenceMs");
+        throw error;
+      });
     } catch (cause) {
-      if (!(cause instanceof TakeoverError && cause.code === "ERR_TAKEOVER_TIMEOUT")) throw cause;
+      if (!isTimeout(cause)) throw cause;
       throw new TakeoverError(
         "ERR_TAKEOVER_REVOKED",
         `The lease has ended: the successor was silent for ${silenceMs} ms (limit silenceMs), ` +
@@ -231,6 +242,10 @@ export class Incumbent {
       );
     }
   }
+}
+
+function isTimeout(error: unknown): boolean {
+  return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT";
 }
 
 function manifestEntry({ kind, name, identity }: Endpoint): OfferedEndpoint {

@@ -65,12 +65,15 @@ export const defaultLimits: Limits = {
   spareCount: 32,
 };
 
+/** The limits at which 0 means at once, or none. */
+const mayBeZero: readonly string[] = ["settleMs", "drainMs", "spareCount"];
+
 /**
  * The defaults with the application's own values over them.
  *
  * @param given The application's values; `undefined` keeps the default.
  * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` when a name is unknown or a
- *   value is not an integer from 0 on.
+ *   value is too small or no integer.
  */
 export function limitsFrom(given: Partial<Limits> = {}): Limits {
   const limits: Record<string, number> = { ...defaultLimits };
@@ -82,10 +85,11 @@ export function limitsFrom(given: Partial<Limits> = {}): Limits {
         `Cannot set the limit ${name}: expected one of ${Object.keys(defaultLimits).join(", ")}`,
       );
     }
-    if (!(Number.isSafeInteger(value) && value >= 0)) {
+    const least = mayBeZero.includes(name) ? 0 : 1;
+    if (!(Number.isSafeInteger(value) && value >= least)) {
       throw new TakeoverError(
         "ERR_TAKEOVER_LIMIT",
-        `Cannot set the limit ${name} to ${value}: expected an integer from 0 on`,
+        `Cannot set the limit ${name} to ${value}: expected an integer from ${least} on`,
       );
     }
     limits[name] = value;

@@ -9,7 +9,7 @@
  */
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
-import { Conversation, within } from "./conversation.ts";
+import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "./credentials.ts";
 import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "./descriptors.ts";
 import { TakeoverError } from "./errors.ts";
@@ -42,6 +42,7 @@ export interface Inherited {
 
 /** How many signs of life a successor gives in the time that it may be silent. */
 const aliveCount = 5;
+const shortestAliveMs = 10;
 
 /** One hand-over, from the first byte to settled. */
 export class Succession {
@@ -114,7 +115,7 @@ export class Succession {
       if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "leaseMs");
       conversation.send({ type: "ready", claimed } as { type: string });
       const { silenceMs } = parseLease(await conversation.receive(this.#limits.leaseMs, "leaseMs"));
-      this.#leaseEnd = this.#keepLease(Math.max(1, silenceMs / aliveCount));
+      this.#leaseEnd = this.#keepLease(Math.max(shortestAliveMs, silenceMs / aliveCount));
       // Looked at in settle; until then nobody waits for it.
       this.#leaseEnd.catch(() => {});
     } catch (error) {
@@ -140,9 +141,10 @@ export class Succession {
     const conversation = this.#conversation;
     if (conversation.open && conversation.state === "leased") {
       conversation.send({ type: "settled" });
-      await within(this.#leaseEnd, this.#limits.releaseMs, "releaseMs", "the incumbent's released").catch((error) => {
-        if (!(error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT")) throw error;
-      });
+      // An incumbent that is stopped reads settled when it goes on. Until then
+      // nothing more can come of it.
+      const timer = setTimeout(() => conversation.destroy(), this.#limits.releaseMs);
+      await this.#leaseEnd.finally(() => clearTimeout(timer));
     } else {
       await this.#leaseEnd;
     }
@@ -155,7 +157,7 @@ export class Succession {
     this[Symbol.dispose]();
   }
 
-  /** Closes what was not opened. */
+  /** Closes what was not opened; nothing can be claimed after it. */
   [Symbol.dispose](): void {
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();

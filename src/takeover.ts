@@ -24,7 +24,6 @@ import {
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
 import { Endpoint } from "./endpoint.ts";
 import { isSystemError, messageOf, SystemError, TakeoverError } from "./errors.ts";
-import { registrationsOf } from "./event_loop.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { adopt } from "./graft.ts";
 import { Incumbent } from "./incumbent.ts";
@@ -251,7 +250,8 @@ export class Takeover implements AsyncDisposable {
     this.#readyAt = Date.now();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
     await this.#openControl();
-    this.#closeUnclaimed();
+    // The incumbent serves what is not claimed until settled, and closes it then.
+    this.#succession?.[Symbol.dispose]();
     this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
     void this.#watchLease(claimed);
   }
@@ -389,14 +389,9 @@ export class Takeover implements AsyncDisposable {
       name: "",
       descriptor: listener.descriptor,
       identity,
-      registrations: registrationsOf(this.#runtime, listener.descriptor),
+      registrations: [],
       paused: false,
     });
-  }
-
-  /** The incumbent serves these until settled, and closes them then. */
-  #closeUnclaimed(): void {
-    for (const { descriptor } of this.#succession?.endpoints.values() ?? []) descriptor[Symbol.dispose]();
   }
 
   async #watchLease(claimed: readonly string[]): Promise<void> {
@@ -409,6 +404,7 @@ export class Takeover implements AsyncDisposable {
     try {
       await succession.leaseEnd;
       this.#isSettled = true;
+      if (this.#stage === "closed") return this.#settle();
       this.#emitter.emit("settled", {
         role: "successor",
         from: succession.from,
@@ -419,6 +415,7 @@ export class Takeover implements AsyncDisposable {
       });
       this.#settle();
     } catch (error) {
+      if (this.#stage === "closed") return this.#settle(error);
       await this.close();
       this.#emitter.emit("revoked", reported(error));
       this.#settle(error);

@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import test from "node:test";
+import {
+  cString,
+  disposeAll,
+  freeDescriptorCount,
+  linkOf,
+  openDescriptors,
+  OwnedDescriptor,
+  readFile,
+} from "../../src/descriptors.ts";
+import { TemporaryFolder } from "../unit/children.ts";
+import { keeping, openNull, runtime } from "./support.ts";
+
+const { libc } = runtime;
+
+/** More entries than one getdents64 into 64 KB gives. */
+const manyCount = 4_000;
+
+test("openDescriptors lists what is open, ascending and each once, and not the folder that it reads", keeping(() => {
+  const before = openDescriptors(runtime);
+  assert.deepEqual(before, [...new Set(before)].toSorted((a, b) => a - b));
+  assert.ok(before.every((number) => linkOf(runtime, number) !== ""));
+  using file = openNull();
+  assert.deepEqual(openDescriptors(runtime), [...before, file.number].toSorted((a, b) => a - b));
+}));
+
+test("openDescriptors lists more than one read of the folder gives", keeping(() => {
+  const before = openDescriptors(runtime).length;
+  const files = Array.from({ length: manyCount }, () => openNull());
+  try {
+    const found = new Set(openDescriptors(runtime));
+    assert.equal(found.size, before + manyCount);
+    assert.ok(files.every(({ number }) => found.has(number)));
+  } finally {
+    disposeAll(files);
+  }
+}));
+
+test("freeDescriptorCount goes down by one with every descriptor, and up again", keeping(() => {
+  const before = freeDescriptorCount(runtime);
+  assert.ok(before > 0);
+  {
+    using _first = openNull();
+    using _second = openNull();
+    assert.equal(freeDescriptorCount(runtime), before - 2);
+  }
+  assert.equal(freeDescriptorCount(runtime), before);
+}));
+
+test("linkOf gives what /proc says, and an empty text for what is not open", keeping(() => {
+  using file = openNull();
+  assert.equal(linkOf(runtime, file.number), "/dev/null");
+  assert.equal(linkOf(runtime, 100_000), "");
+}));
+
+test("readFile gives a file that is larger than one read, whatever its characters", keeping(() => {
+  using folder = new TemporaryFolder();
+  // Three bytes a character, which no power of two divides.
+  const text = "日".repeat(100_000);
+  writeFileSync(folder.file("text"), text);
+  assert.equal(readFile(runtime, folder.file("text")), text);
+}));
+
+test("readFile gives an empty file, and throws a SystemError for a missing one", keeping(() => {
+  using folder = new TemporaryFolder();
+  writeFileSync(folder.file("empty"), "");
+  assert.equal(readFile(runtime, folder.file("empty")), "");
+  assert.throws(() => readFile(runtime, folder.file("missing")), {
+    name: "SystemError",
+    code: "ENOENT",
+    syscall: "open",
+    message: `open ENOENT ${folder.file("missing")}`,
+  });
+}));
+
+test("readFile closes the file when it cannot be read", keeping(() => {
+  using folder = new TemporaryFolder();
+  assert.throws(() => readFile(runtime, folder.path), { code: "EISDIR", syscall: "read" });
+}));
+
+test("OwnedDescriptor closes its descriptor once", keeping(() => {
+  const file = openNull();
+  const { number } = file;
+  file[Symbol.dispose]();
+  assert.equal(file.number, -1);
+  assert.equal(linkOf(runtime, number), "");
+  using again = openNull();
+  assert.equal(again.number, number);
+  file[Symbol.dispose]();
+  assert.equal(linkOf(runtime, number), "/dev/null");
+}));
+
+test("OwnedDescriptor.take gives the descriptor away", keeping(() => {
+  const file = openNull();
+  const number = file.take();
+  assert.equal(file.number, -1);
+  file[Symbol.dispose]();
+  assert.equal(linkOf(runtime, number), "/dev/null");
+  using _owner = new OwnedDescriptor(runtime, number);
+  assert.equal(file.take(), -1);
+}));
+
+test("disposeAll closes all of them", keeping(() => {
+  const files = [openNull(), openNull()];
+  disposeAll(files);
+  assert.deepEqual(files.map(({ number }) => number), [-1, -1]);
+}));
+
+test("cString ends a text with its NUL", () => {
+  assert.deepEqual([...cString("é")], [0xc3, 0xa9, 0]);
+  assert.equal(libc.unlink(cString("")), -2);
+});

@@ -1,0 +1,91 @@
+/**
+ * An implementation of the protocol that shares no line with the library, in
+ * the chain of generations on both sides of every runtime.
+ */
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { runtimes, type Server, startHttp } from "../support/server.ts";
+import { get, onEvery, portOf, Scratch, skipReason, startPeer } from "./hostile_peers.ts";
+
+/** The servers that take over from each other, in this order. */
+const chain = ["deno", "python", "bun", "python", "node"] as const;
+
+/** Longer than any of these tests: a lease does not end by itself. */
+const never = "600000";
+
+describe("A peer in Python", { skip: skipReason }, () => {
+  test("takes over from every runtime, and is taken over from", async () => {
+    await using scratch = await Scratch.make();
+    const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100", DRAIN_MS: "10000" };
+    await using stack = new AsyncDisposableStack();
+    let incumbent: Server | null = null;
+    for (const [index, runtime] of chain.entries()) {
+      const server: Server = stack.use(runtime === "python" ? startPeer(env) : startHttp(runtime, env));
+      const ready = await server.event("ready");
+      assert.deepEqual([ready.generation, ready.inherited], [index + 1, index > 0]);
+      env.PORT = String(portOf(ready));
+      assert.deepEqual(await get(portOf(ready)), { runtime, generation: index + 1, pid: server.pid });
+      await assertReplaced(incumbent, server);
+      assert.deepEqual(await get(portOf(ready)), { runtime, generation: index + 1, pid: server.pid });
+      incumbent = server;
+    }
+  });
+
+  test("that is killed in the lease leaves an incumbent that serves again", () =>
+    onEvery(runtimes, async (runtime) => {
+      await using scratch = await Scratch.make();
+      const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100" };
+      await using incumbent = startHttp(runtime, env);
+      const port = portOf(await incumbent.event("ready"));
+      await using killed = startPeer({ ...env, PORT: String(port), SETTLE_MS: never });
+      await killed.event("ready");
+      killed.signal("SIGKILL");
+      assert.equal((await incumbent.event("resumed")).code, "ERR_TAKEOVER_LOST");
+      assert.equal((await get(port)).pid, incumbent.pid);
+      await using next = startPeer({ ...env, PORT: String(port) });
+      assert.equal((await next.event("ready")).generation, 2);
+      await assertReplaced(incumbent, next);
+    }));
+
+  test("serves again when the successor in its lease is killed", () =>
+    onEvery(runtimes, async (runtime) => {
+      await using scratch = await Scratch.make();
+      const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100" };
+      await using incumbent = startPeer(env);
+      const port = portOf(await incumbent.event("ready"));
+      await using killed = startHttp(runtime, { ...env, PORT: String(port), SETTLE_MS: never });
+      await killed.event("ready");
+      killed.signal("SIGKILL");
+      assert.equal((await incumbent.event("resumed")).code, "ERR_TAKEOVER_LOST");
+      assert.equal((await get(port)).pid, incumbent.pid);
+      await using next = startHttp(runtime, { ...env, PORT: String(port) });
+      assert.equal((await next.event("ready")).generation, 2);
+      await assertReplaced(incumbent, next);
+    }));
+
+  test("that is stopped in the lease finds it revoked", () =>
+    onEvery(runtimes, async (runtime) => {
+      await using scratch = await Scratch.make();
+      const env = { TAKEOVER: scratch.path, PORT: "0" };
+      await using incumbent = startHttp(runtime, env);
+      const port = portOf(await incumbent.event("ready"));
+      await using stopped = startPeer({ ...env, PORT: String(port), SETTLE_MS: never });
+      await stopped.event("ready");
+      stopped.signal("SIGSTOP");
+      assert.equal((await incumbent.event("resumed")).code, "ERR_TAKEOVER_REVOKED");
+      assert.equal((await get(port)).pid, incumbent.pid);
+      stopped.signal("SIGCONT");
+      assert.equal((await stopped.event("refused")).code, "ERR_TAKEOVER_REVOKED");
+      assert.equal(await stopped.ended, 1);
+      assert.equal((await get(port)).pid, incumbent.pid);
+    }));
+});
+
+/** The incumbent has settled, drained, and ended well. */
+async function assertReplaced(incumbent: Server | null, successor: Server): Promise<void> {
+  if (incumbent === null) return;
+  await successor.event("settled");
+  assert.equal(await incumbent.ended, 0, incumbent.stderr);
+  assert.ok(incumbent.events.some(({ event, role }) => event === "settled" && role === "incumbent"));
+}

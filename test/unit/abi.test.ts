@@ -1,0 +1,176 @@
+/**
+ * What src/abi.ts says of this machine's C interface, beside what a C compiler
+ * says of it.
+ *
+ * @module
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import process from "node:process";
+import test from "node:test";
+import { abiOf, type Field, type Layout } from "../../src/abi.ts";
+import { cmsgAlign, cmsgLen, cmsgSpace } from "../../src/cmsg.ts";
+import { errnoName, errnoOf } from "../../src/errno.ts";
+import { run, TemporaryFolder } from "./children.ts";
+
+const { platform } = process;
+const isKnown = platform === "linux" || platform === "darwin";
+const hasGcc = spawnSync("gcc", ["--version"]).status === 0;
+/** In CI a missing compiler is a failure: the test then runs, and says so. */
+const withGcc = { skip: !hasGcc && process.env.CI !== "true" ? "gcc is not installed" : false };
+
+/** C expressions by the names under which their values are compared. */
+type Expressions = Record<string, string>;
+type Values = Record<string, number>;
+
+const headers = [
+  ...["stddef", "stdio", "errno", "fcntl", "sys/socket", "sys/uio", "sys/un", "sys/file", "sys/resource", "sys/stat"],
+  ...["netinet/in", ...(platform === "linux" ? ["sys/epoll", "linux/stat", "dirent"] : [])],
+];
+
+/** Compiles and runs a program that prints the value of every expression. */
+async function valuesOf(expressions: Expressions): Promise<Values> {
+  using folder = new TemporaryFolder();
+  const prints = Object.entries(expressions).map(([name, c]) => `printf("${name} %lld\\n", (long long)(${c}));`);
+  const program = [
+    "#define _GNU_SOURCE",
+    ...headers.map((header) => `#include <${header}.h>`),
+    "#define FIELD_SIZE(type, field) sizeof(((type *)0)->field)",
+    `int main(void) { ${prints.join("\n")} return 0; }`,
+  ];
+  writeFileSync(folder.file("abi.c"), program.join("\n"));
+  const compiled = await run(["gcc", "-o", folder.file("abi"), folder.file("abi.c")]);
+  assert.equal(compiled.status, 0, compiled.stderr);
+  const { stdout } = await run([folder.file("abi")]);
+  return Object.fromEntries(stdout.trim().split("\n").map((line) => line.split(" ")).map(([k, v]) => [k, Number(v)]));
+}
+
+/** A struct's size, and the place of each of its fields. */
+function structIn(type: string, layout: Layout<never>, fields: Record<string, string>): [Expressions, Values] {
+  const expressions: Expressions = { [`${type}.size`]: `sizeof(${type})` };
+  const values: Values = { [`${type}.size`]: layout.size };
+  for (const [name, cName] of Object.entries(fields)) {
+    const { offset, size } = (layout as unknown as Record<string, Field>)[name]!;
+    expressions[`${type}.${name}.offset`] = `offsetof(${type}, ${cName})`;
+    expressions[`${type}.${name}.size`] = `FIELD_SIZE(${type}, ${cName})`;
+    Object.assign(values, { [`${type}.${name}.offset`]: offset, [`${type}.${name}.size`]: size });
+  }
+  return [withoutSpaces(expressions), withoutSpaces(values)];
+}
+
+function withoutSpaces<T>(record: Record<string, T>): Record<string, T> {
+  return Object.fromEntries(Object.entries(record).map(([name, value]) => [name.replaceAll(" ", "_"), value]));
+}
+
+/** Compares structs, and sees that no field of a layout was left out. */
+async function agreeOn(...structs: [string, Layout<never>, Record<string, string>][]): Promise<void> {
+  for (const [type, layout, fields] of structs) {
+    const listed = Object.keys(layout).filter((name) => !["size", "align"].includes(name));
+    assert.deepEqual(Object.keys(fields).toSorted(), listed.toSorted(), type);
+  }
+  const pairs = structs.map(([type, layout, fields]) => structIn(type, layout, fields));
+  const values = await valuesOf(Object.assign({}, ...pairs.map(([expressions]) => expressions)));
+  assert.deepEqual(values, Object.assign({}, ...pairs.map(([, expected]) => expected)));
+}
+
+test("abiOf knows this machine", () => {
+  assert.equal(isKnown, true);
+  assert.equal(abiOf(platform, process.arch).platform, platform);
+});
+
+test("abiOf throws for a platform or an architecture that it does not know", () => {
+  for (const [os, arch] of [["win32", "x64"], ["linux", "ia32"], ["freebsd", "arm64"]] as const) {
+    assert.throws(() => abiOf(os, arch), { name: "RangeError", message: /expected linux or darwin on x64 or arm64/ });
+  }
+});
+
+test("abiOf has the messages' structs as C lays them out", withGcc, async () => {
+  const { msghdr, iovec, cmsghdr } = abiOf(platform, process.arch);
+  const msghdrNames = ["name", "namelen", "iov", "iovlen", "control", "controllen", "flags"];
+  await agreeOn(
+    ["struct msghdr", msghdr, Object.fromEntries(msghdrNames.map((name) => [name, `msg_${name}`]))],
+    ["struct iovec", iovec, { base: "iov_base", len: "iov_len" }],
+    ["struct cmsghdr", cmsghdr, { len: "cmsg_len", level: "cmsg_level", type: "cmsg_type" }],
+  );
+});
+
+test("abiOf has the addresses as C lays them out", withGcc, async () => {
+  const { sockaddr } = abiOf(platform, process.arch);
+  const { length } = sockaddr;
+  const head = { size: 16, family: sockaddr.family, ...(length ? { length } : {}) };
+  const in6 = { port: "sin6_port", flowinfo: "sin6_flowinfo", address: "sin6_addr", scope: "sin6_scope_id" };
+  await agreeOn(
+    ["struct sockaddr", head, { family: "sa_family", ...(length ? { length: "sa_len" } : {}) }],
+    ["struct sockaddr_in", sockaddr.in, { port: "sin_port", address: "sin_addr" }],
+    ["struct sockaddr_in6", sockaddr.in6, in6],
+    ["struct sockaddr_un", sockaddr.un, { path: "sun_path" }],
+  );
+});
+
+const onLinux = { skip: withGcc.skip || (platform === "linux" ? false : "only Linux has these") };
+
+test("abiOf has Linux's own structs as C lays them out", onLinux, async () => {
+  const { epollEvent, statx } = abiOf(platform, process.arch);
+  await agreeOn(
+    ["struct epoll_event", epollEvent, { events: "events", data: "data" }],
+    ["struct statx", statx, { uid: "stx_uid", mode: "stx_mode", inode: "stx_ino" }],
+  );
+});
+
+test("abiOf has the constants that C has", withGcc, async () => {
+  const { constants } = abiOf(platform, process.arch);
+  const missing = platform === "darwin" ? ["MSG_CMSG_CLOEXEC"] : [];
+  const names = Object.keys(constants).filter((name) => !missing.includes(name));
+  const expected = Object.fromEntries(names.map((name) => [name, constants[name as keyof typeof constants]]));
+  assert.deepEqual(await valuesOf(Object.fromEntries(names.map((name) => [name, name]))), expected);
+});
+
+test("abiOf names the function that gives the address of errno", withGcc, async () => {
+  const { errnoLocation } = abiOf(platform, process.arch);
+  assert.deepEqual(await valuesOf({ same: `${errnoLocation}() == &errno` }), { same: 1 });
+});
+
+test("cmsgAlign, cmsgLen and cmsgSpace give what C's macros give", withGcc, async () => {
+  const abi = abiOf(platform, process.arch);
+  const expressions: Expressions = { align: "CMSG_SPACE(1) - CMSG_LEN(0)" };
+  const expected: Values = { align: cmsgAlign(abi, 1) };
+  for (const length of [0, 1, 3, 4, 5, 8, 12, 1012, 2048]) {
+    Object.assign(expressions, { [`len${length}`]: `CMSG_LEN(${length})`, [`space${length}`]: `CMSG_SPACE(${length})` });
+    Object.assign(expected, { [`len${length}`]: cmsgLen(abi, length), [`space${length}`]: cmsgSpace(abi, length) });
+  }
+  assert.deepEqual(await valuesOf(expressions), expected);
+});
+
+test("errnoOf numbers every errno that errnoName names as C does", withGcc, async () => {
+  const os = platform as "linux" | "darwin";
+  const numbers = Array.from({ length: 140 }, (_, errno) => errno);
+  const names = numbers.map((errno) => errnoName(os, errno)).filter((name) => !/^E\d/.test(name));
+  assert.ok(names.length > 40);
+  const expected = Object.fromEntries(names.map((name) => [name, errnoOf(os, name)]));
+  assert.deepEqual(await valuesOf(Object.fromEntries(names.map((name) => [name, name]))), expected);
+});
+
+test("src/ has the constants of single modules as C has them", onLinux, async () => {
+  const folder = new URL("../../src/", import.meta.url);
+  const sources = readdirSync(folder).map((name) => readFileSync(new URL(name, folder), "utf8"));
+  const found = sources.flatMap((text) => [...text.matchAll(/^const ([A-Z][A-Z0-9_]+) = (-?\w+);$/gm)]);
+  const expected = Object.fromEntries(found.map(([, name, value]) => [name!, Number(value)]));
+  assert.ok("SO_COOKIE" in expected && "EPOLL_CTL_ADD" in expected && "AT_FDCWD" in expected);
+  assert.deepEqual(await valuesOf(Object.fromEntries(Object.keys(expected).map((name) => [name, name]))), expected);
+});
+
+test("src/ reads struct linux_dirent64, struct ucred and struct rlimit where C puts their fields", onLinux, async () => {
+  const expressions = {
+    reclen: "offsetof(struct dirent64, d_reclen)",
+    name: "offsetof(struct dirent64, d_name)",
+    ucred: "sizeof(struct ucred)",
+    uid: "offsetof(struct ucred, uid)",
+    rlimit: "sizeof(struct rlimit)",
+    soft: "offsetof(struct rlimit, rlim_cur)",
+    flags: "SOCK_CLOEXEC | SOCK_NONBLOCK",
+  };
+  const expected = { reclen: 16, name: 19, ucred: 12, uid: 4, rlimit: 16, soft: 0, flags: 0o2004000 };
+  assert.deepEqual(await valuesOf(expressions), expected);
+});
