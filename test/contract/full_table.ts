@@ -5,35 +5,47 @@
 
 import process from "node:process";
 import { DescriptorChannel } from "../../src/channel.ts";
-import { disposeAll, freeDescriptorCount, linkOf, openDescriptors, OwnedDescriptor } from "../../src/descriptors.ts";
+import { disposeAll, linkOf, openDescriptors, OwnedDescriptor } from "../../src/descriptors.ts";
 import { socketPair } from "./pair.ts";
 import { runtime } from "./seam.ts";
 
+const roomCount = Number(process.argv[2]);
 const [left, right] = socketPair();
 const sender = new DescriptorChannel(runtime, left.number, 256);
 const receiver = new DescriptorChannel(runtime, right.number, 256);
 await sender.send(Uint8Array.of(1), new Array(10).fill(left.number), 10_000);
 
-const table = () => openDescriptors(runtime).map((number) => `${number} ${linkOf(runtime, number)}`).join("\n");
-const free = freeDescriptorCount(runtime);
 const before = table();
-const fillers: OwnedDescriptor[] = [];
-for (let count = free - Number(process.argv[2]); count > 0; count--) fillers.push(filler());
-
-let outcome: Record<string, unknown>;
-try {
-  const { descriptors } = receiver.receive(256)!;
-  outcome = { received: descriptors.length };
-  disposeAll(descriptors);
-} catch (error) {
-  const { code, message } = error as { code?: string; message: string };
-  outcome = { code, message };
-}
+const fillers = filled();
+const filledCount = fillers.length;
+disposeAll(fillers.splice(0, roomCount));
+const outcome = received();
 disposeAll(fillers);
-console.log(JSON.stringify({ free, leaked: table() !== before, ...outcome }));
+console.log(JSON.stringify({ filledCount, leaked: table() !== before, ...outcome }));
 process.exit(0);
 
-function filler(): OwnedDescriptor {
+function table(): string {
+  return openDescriptors(runtime).map((number) => `${number} ${linkOf(runtime, number)}`).join("\n");
+}
+
+/** As many descriptors as there are numbers left. */
+function filled(): OwnedDescriptor[] {
   const { abi, libc } = runtime;
-  return new OwnedDescriptor(runtime, libc.socket(abi.constants.AF_UNIX, abi.constants.SOCK_DGRAM, 0));
+  const descriptors: OwnedDescriptor[] = [];
+  for (;;) {
+    const number = libc.socket(abi.constants.AF_UNIX, abi.constants.SOCK_DGRAM, 0);
+    if (number < 0) return descriptors;
+    descriptors.push(new OwnedDescriptor(runtime, number));
+  }
+}
+
+function received(): Record<string, unknown> {
+  try {
+    const { descriptors } = receiver.receive(256)!;
+    disposeAll(descriptors);
+    return { received: descriptors.length };
+  } catch (error) {
+    const { code, message } = error as { code?: string; message: string };
+    return { code, message };
+  }
 }

@@ -17,11 +17,11 @@ import { Relay, Scratch, sleep } from "../support/relay.ts";
 import { type RuntimeName, runtimes, Server } from "../support/server.ts";
 
 /** What moves descriptors and frames, and what the event loop is told. */
-const calls = ["connect", "sendmsg", "recvmsg", "dup3", "listen", "epoll_ctl", "sendto", "close"] as const;
+const calls = ["connect", "sendmsg", "recvmsg", "dup3", "listen", "epoll_ctl", "sendto", "write"] as const;
 type Call = (typeof calls)[number];
 
-/** Closing is the most frequent call by far; every so many of them is tried. */
-const steps: Readonly<Partial<Record<Call, number>>> = { close: 6, epoll_ctl: 2 };
+/** Of the most frequent calls, which also wake threads, every so many is tried. */
+const steps: Readonly<Partial<Record<Call, number>>> = { write: 3, epoll_ctl: 2 };
 
 /** How many hand-overs run at the same time. */
 const lanes = 2;
@@ -38,7 +38,7 @@ const env = { SETTLE_MS: "40", DRAIN_MS: "200" };
 const example = join(root, "examples/http.ts");
 
 function straced(runtime: RuntimeName, log: string, options: readonly string[]): string[] {
-  return ["strace", "-f", "-qq", "-o", log, ...options, ...commandFor(runtime, example)];
+  return ["strace", "-D", "-f", "-qq", "-o", log, ...options, ...commandFor(runtime, example)];
 }
 
 /** Attaches strace to a server that runs; resolves once it is attached. */

@@ -4,6 +4,7 @@
 honest one: successor when somebody answers on the path, else incumbent.
 
     send:STEP:FRAME        goes on honestly through STEP, then sends that JSON head
+    send-all:STEP:FRAMES   the same with a JSON array of heads, all in one write
     send-raw:STEP:BYTES    the same with bytes by their name below
     close:STEP             goes on honestly through STEP, then closes its connections
     hold:STEP              goes on honestly through STEP, then only listens
@@ -24,6 +25,7 @@ from incumbent import Incumbent
 from successor import Successor
 from wire import (
     HEADER, HELLO_S, MAGIC, OMITTED, Frames, TakeoverError, batch_head, connect, cookie_of, encode, say,
+    send_descriptors,
 )
 
 # Bytes that are no frame of this protocol, and one half of a frame that is.
@@ -106,6 +108,7 @@ SUCCESSOR_STEPS = [
     ("received", acknowledge_first_batch),
     ("ready", Successor.say_ready),
     ("lease", Successor.take_lease),
+    ("settled", lambda successor: successor.frames.send({"type": "settled"})),
 ]
 
 
@@ -117,6 +120,13 @@ def successor_send(successor, argument):
     step, frame = split(argument)
     walk(SUCCESSOR_STEPS, successor, step)
     successor.frames.send(json.loads(frame))
+    successor_refused(successor)
+
+
+def successor_send_all(successor, argument):
+    step, frames = split(argument)
+    walk(SUCCESSOR_STEPS, successor, step)
+    successor.frames.send_bytes(b"".join(encode(frame) for frame in json.loads(frames)))
     successor_refused(successor)
 
 
@@ -243,6 +253,7 @@ def successor_descriptors(successor, argument):
 
 SUCCESSOR = {
     "send": successor_send,
+    "send-all": successor_send_all,
     "send-raw": successor_send_raw,
     "close": successor_close,
     "hold": successor_hold,
@@ -346,6 +357,13 @@ def incumbent_send(incumbent, argument):
     incumbent_aborted(incumbent)
 
 
+def incumbent_send_all(incumbent, argument):
+    step, frames = split(argument)
+    walk(INCUMBENT_STEPS, incumbent, step)
+    incumbent.frames.send_bytes(b"".join(encode(frame) for frame in json.loads(frames)))
+    incumbent_aborted(incumbent)
+
+
 def incumbent_send_raw(incumbent, argument):
     step, name = split(argument)
     walk(INCUMBENT_STEPS, incumbent, step)
@@ -426,6 +444,16 @@ def incumbent_announce_nothing(incumbent, _):
     walk(INCUMBENT_STEPS, incumbent, "join")
     say("holding")
     incumbent.frames.send({"type": "batch", "number": 0, "count": 2})
+    incumbent_aborted(incumbent)
+
+
+def incumbent_batch_and_refuse(incumbent, code):
+    """A right batch, and right behind its announcement the refusal."""
+    walk(INCUMBENT_STEPS, incumbent, "join")
+    send_descriptors(incumbent.second, batch_head(0, 2), [sock.fileno() for _, _, sock in incumbent.endpoints])
+    announced = encode({"type": "batch", "number": 0, "count": 2})
+    refused = encode({"type": "refuse", "code": code, "message": "This one was made up for a test"})
+    incumbent.frames.send_bytes(announced + refused)
     incumbent_aborted(incumbent)
 
 
@@ -572,6 +600,7 @@ def incumbent_many(incumbent, argument):
 
 INCUMBENT = {
     "send": incumbent_send,
+    "send-all": incumbent_send_all,
     "send-raw": incumbent_send_raw,
     "close": incumbent_close,
     "die": incumbent_die,
@@ -581,6 +610,7 @@ INCUMBENT = {
     "manifest": incumbent_manifest,
     "announce": incumbent_announce,
     "announce-nothing": incumbent_announce_nothing,
+    "batch-and-refuse": incumbent_batch_and_refuse,
     "close-descriptors": incumbent_close_descriptors,
     "reset-descriptors": incumbent_reset_descriptors,
     "batch": incumbent_batch,

@@ -70,9 +70,10 @@ export class Relay implements AsyncDisposable {
     return server;
   }
 
-  /** Waits until the newest server can be replaced in turn. */
+  /** Waits until the newest server can be replaced in turn; a first process can at once. */
   async settled(): Promise<void> {
-    if (this.servers.length > 1) await this.current.event("settled");
+    const { generation } = await this.current.event("ready");
+    if (generation !== 1) await this.current.event("settled");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

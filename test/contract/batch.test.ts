@@ -1,0 +1,120 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { batchChannel, receiveBatch, encodeBatchHead } from "../../src/batch.ts";
+import type { DescriptorChannel } from "../../src/channel.ts";
+import { disposeAll, openDescriptors, type OwnedDescriptor } from "../../src/descriptors.ts";
+import { cookieOf } from "../../src/socket.ts";
+import { keeping, openNull, patienceMs, runtime, sleep, socketPair, takeoverError } from "./support.ts";
+
+const announced = { number: 3, count: 2 };
+const head = encodeBatchHead(announced);
+
+/** What comes of a batch that a sender makes of these two descriptors. */
+async function receiveFrom(
+  send: (channel: DescriptorChannel, descriptors: readonly number[], end: OwnedDescriptor) => Promise<void>,
+  limitMs = patienceMs,
+): Promise<OwnedDescriptor[]> {
+  const ends = socketPair();
+  const sent = socketPair();
+  try {
+    const received = receiveBatch(batchChannel(runtime, ends[1].number), announced, limitMs);
+    // Looked at below, after the sender has done its part.
+    received.catch(() => {});
+    await send(batchChannel(runtime, ends[0].number), sent.map(({ number }) => number), ends[0]);
+    const descriptors = await received;
+    assert.deepEqual(descriptors.map(cookie), sent.map(cookie));
+    return descriptors;
+  } finally {
+    disposeAll([...ends, ...sent]);
+  }
+}
+
+function cookie({ number }: OwnedDescriptor): string {
+  return cookieOf(runtime, number);
+}
+
+/** A batch that is refused; `keeping` sees that what came with it has been closed. */
+async function refuses(
+  code: "ERR_TAKEOVER_PROTOCOL" | "ERR_TAKEOVER_LOST" | "ERR_TAKEOVER_TIMEOUT",
+  send: Parameters<typeof receiveFrom>[0],
+  limitMs?: number,
+): Promise<void> {
+  await assert.rejects(receiveFrom(send, limitMs), takeoverError(code));
+}
+
+test("receiveBatch gives the descriptors of a batch, in order", keeping(async () => {
+  disposeAll(await receiveFrom((channel, descriptors) => channel.send(head, descriptors, patienceMs)));
+}));
+
+test("receiveBatch waits for a batch that comes later", keeping(async () => {
+  disposeAll(await receiveFrom(async (channel, descriptors) => {
+    await sleep(20);
+    await channel.send(head, descriptors, patienceMs);
+  }));
+}));
+
+test("receiveBatch takes a head that comes in parts, with descriptors on any of them", keeping(async () => {
+  disposeAll(await receiveFrom(async (channel, [first, second]) => {
+    await channel.send(head.slice(0, 1), [first!], patienceMs);
+    await sleep(10);
+    await channel.send(head.slice(1, 10), [], patienceMs);
+    await channel.send(head.slice(10), [second!], patienceMs);
+  }));
+}));
+
+test("receiveBatch refuses another number", keeping(() =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
+    channel.send(encodeBatchHead({ ...announced, number: 4 }), descriptors, patienceMs))
+));
+
+test("receiveBatch refuses another count in the head", keeping(() =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
+    channel.send(encodeBatchHead({ ...announced, count: 1 }), descriptors, patienceMs))
+));
+
+test("receiveBatch refuses a head without the magic", keeping(() =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) => {
+    const wrong = head.slice();
+    wrong[0] = 0;
+    return channel.send(wrong, descriptors, patienceMs);
+  })
+));
+
+test("receiveBatch refuses fewer descriptors than were announced, and closes them", keeping(() =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, [first]) => channel.send(head, [first!], patienceMs))
+));
+
+test("receiveBatch refuses more descriptors than were announced, and closes them", keeping(() =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
+    channel.send(head, [...descriptors, ...descriptors], patienceMs))
+));
+
+test("receiveBatch throws ERR_TAKEOVER_LOST when the connection ends inside a head", keeping(() =>
+  refuses("ERR_TAKEOVER_LOST", async (channel, descriptors, end) => {
+    await channel.send(head.slice(0, 5), descriptors, patienceMs);
+    end[Symbol.dispose]();
+  })
+));
+
+test("receiveBatch throws ERR_TAKEOVER_TIMEOUT when the rest of a head does not come", keeping(() =>
+  refuses("ERR_TAKEOVER_TIMEOUT", async (channel, descriptors) => {
+    await channel.send(head.slice(0, 5), descriptors, patienceMs);
+    await sleep(40);
+  }, 20)
+));
+
+test("receiveBatch leaves the bytes behind a head for the next batch", keeping(async () => {
+  const [left, right] = socketPair();
+  using _left = left;
+  using _right = right;
+  using file = openNull();
+  const sender = batchChannel(runtime, left.number);
+  const receiver = batchChannel(runtime, right.number);
+  const before = openDescriptors(runtime).length;
+  await sender.send(encodeBatchHead({ number: 0, count: 1 }), [file.number], patienceMs);
+  await sender.send(encodeBatchHead({ number: 1, count: 2 }), [file.number, file.number], patienceMs);
+  const first = await receiveBatch(receiver, { number: 0, count: 1 }, patienceMs);
+  const second = await receiveBatch(receiver, { number: 1, count: 2 }, patienceMs);
+  assert.equal(openDescriptors(runtime).length, before + 3);
+  disposeAll([...first, ...second]);
+}));

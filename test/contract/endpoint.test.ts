@@ -1,0 +1,213 @@
+import assert from "node:assert/strict";
+import net from "node:net";
+import process from "node:process";
+import test from "node:test";
+import { handleDescriptor } from "../../runtimes/net.ts";
+import { OwnedDescriptor } from "../../src/descriptors.ts";
+import { Endpoint } from "../../src/endpoint.ts";
+import { registrationsOf, unregister } from "../../src/event_loop.ts";
+import { adopt, type Open } from "../../src/graft.ts";
+import { defaultLimits } from "../../src/limits.ts";
+import { bindListener } from "../../src/listener.ts";
+import type { SocketAddress } from "../../src/sockaddr.ts";
+import { cookieOf, duplicateOver, identify, localAddress, type SocketIdentity } from "../../src/socket.ts";
+import { TemporaryFolder } from "../unit/children.ts";
+import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
+import { ask, keeping, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, until } from "./support.ts";
+
+const { libc } = runtime;
+const hostname = "127.83.79.68";
+const loopback: SocketAddress = { family: "inet", hostname, port: 0 };
+
+/** An endpoint in a server that answers, and another copy of its socket, as a successor has one. */
+interface Served<T> {
+  readonly endpoint: Endpoint;
+  readonly server: T;
+  readonly identity: SocketIdentity;
+  readonly copy: OwnedDescriptor;
+}
+
+async function served<T>(native: Native<T>, address: SocketAddress = loopback): Promise<Served<T>> {
+  const socket = bindListener(runtime, address, { port: 0 });
+  const identity = identify(runtime, socket.number)!;
+  const copy = openNull();
+  duplicateOver(runtime, socket.number, copy.number);
+  const adopted = await adopt(runtime, defaultLimits, "web", socket, identity, native.open as Open<T>);
+  const { descriptor, registrations } = adopted;
+  const parts = { kind: "listener", name: "web", descriptor, identity, registrations, paused: true } as const;
+  const endpoint = new Endpoint(runtime, parts);
+  endpoint.resume();
+  return { endpoint, server: adopted.native as T, identity, copy };
+}
+
+function portOf({ identity }: { identity: SocketIdentity }): number {
+  return (identity.address as { port: number }).port;
+}
+
+/** How much of one processor this process takes while it has nothing to do: 1 is all of it. */
+async function cpuShare(): Promise<number> {
+  const start = performance.now();
+  const before = process.cpuUsage();
+  await sleep(500);
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1_000 / (performance.now() - start);
+}
+
+/** A loop that spins never stops; what a runtime tidies up after a test does. */
+async function isIdle(): Promise<void> {
+  let share = 1;
+  for (let tries = 0; tries < 10 && share >= 0.2; tries++) share = await cpuShare();
+  assert.ok(share < 0.2, `${Math.round(share * 100)} % of a processor is in use`);
+}
+
+/** Paused, connections wait in the queue; resumed, they are answered; and so again. */
+async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
+  const { endpoint, server, identity, copy } = await served(native);
+  using _copy = copy;
+  try {
+    for (const _round of [1, 2]) {
+      endpoint.pause();
+      endpoint.pause();
+      const answers = [1, 2].map(() => native.ask(reachable(identity.address)));
+      await until(() => queuedCount(portOf({ identity })) === 2, "two connections in the queue");
+      endpoint.resume();
+      endpoint.resume();
+      for (const answer of answers) assert.match(await answer, /hello/);
+    }
+  } finally {
+    await native.close(server);
+  }
+}
+
+/**
+ * Released, the server has another listener, is closed without an error, and
+ * nothing spins, though a connection waits in the queue of the copy.
+ */
+async function releases<T>(native: Native<T>): Promise<void> {
+  const { endpoint, server, identity, copy } = await served(native);
+  const { descriptor } = endpoint;
+  endpoint.release();
+  assert.equal(endpoint.alive, false);
+  assert.notEqual(cookieOf(runtime, descriptor), identity.cookie);
+  const waiting = ask(reachable(identity.address)).catch((error: { code?: string }) => error.code);
+  await until(() => queuedCount(portOf({ identity })) === 1, "a connection in the queue of the copy");
+  await isIdle();
+  await native.close(server);
+  await isIdle();
+  // The last copy goes, and with it the connection that nobody accepted.
+  copy[Symbol.dispose]();
+  assert.equal(await waiting, "ECONNRESET");
+}
+
+test("Endpoint.pause leaves connections in the queue of node:net, and resume answers them", keeping(() => pausesAndResumes(nodeNet)));
+
+test("Endpoint.pause leaves connections in the queue of node:http, and resume answers them", keeping(() => pausesAndResumes(nodeHttp)));
+
+test("Endpoint.pause leaves connections in the queue of Deno.serve, and resume answers them", onDeno, keeping(() =>
+  pausesAndResumes(denoServe)
+));
+
+test("Endpoint.pause leaves connections in the queue of Deno.listen, and resume answers them", onDeno, keeping(() =>
+  pausesAndResumes(denoListen)
+));
+
+test("Endpoint.pause leaves connections in the queue of Bun.serve, and resume answers them", onBun, keeping(() =>
+  pausesAndResumes(bunServe)
+));
+
+test("Endpoint.pause leaves connections in the queue of Bun.listen, and resume answers them", onBun, keeping(() =>
+  pausesAndResumes(bunListen)
+));
+
+test("Endpoint.release leaves node:net to be closed, and nothing spins", keeping(() => releases(nodeNet)));
+
+test("Endpoint.release leaves node:http to be closed, and nothing spins", keeping(() => releases(nodeHttp)));
+
+test("Endpoint.release leaves Deno.serve to be closed, and nothing spins", onDeno, keeping(() => releases(denoServe)));
+
+test("Endpoint.release leaves Deno.listen to be closed, and nothing spins", onDeno, keeping(() => releases(denoListen)));
+
+test("Endpoint.release leaves Bun.serve to be closed, and nothing spins", onBun, keeping(() => releases(bunServe)));
+
+test("Endpoint.release leaves Bun.listen to be closed, and nothing spins", onBun, keeping(() => releases(bunListen)));
+
+/** Deno asks for an event once for every change (EPOLLET), so that nothing spins there. */
+const levelTriggered = { skip: runtime.name === "deno" ? "Deno's registrations do not repeat themselves" : false };
+
+test("isIdle sees a registration that was left behind, which shows that it can fail", levelTriggered, keeping(async () => {
+  const socket = bindListener(runtime, loopback, { port: 0 });
+  const identity = identify(runtime, socket.number)!;
+  using copy = openNull();
+  duplicateOver(runtime, socket.number, copy.number);
+  const server = net.createServer().listen({ fd: socket.take() });
+  await new Promise((resolve) => server.once("listening", resolve));
+  const descriptor = handleDescriptor(server);
+  const registrations = registrationsOf(runtime, descriptor);
+  // Behind the runtime's back: its epoll goes on with the copy's open file.
+  libc.close(descriptor);
+  const waiting = ask(reachable(identity.address)).catch((error: { code?: string }) => error.code);
+  await until(() => queuedCount(portOf({ identity })) === 1, "a connection in the queue of the copy");
+  const share = await cpuShare();
+  duplicateOver(runtime, copy.number, descriptor);
+  unregister(runtime, registrations);
+  await nodeNet.close(server);
+  copy[Symbol.dispose]();
+  await waiting;
+  assert.ok(share >= 0.2, `${Math.round(share * 100)} % of a processor is in use`);
+}));
+
+test("Endpoint.release leaves a Unix server to be closed, and the path where it is", keeping(async () => {
+  using folder = new TemporaryFolder();
+  const address = { family: "unix", path: folder.file("web") } as const;
+  const { endpoint, server, identity, copy } = await served(nodeNet, address);
+  endpoint.release();
+  await nodeNet.close(server);
+  assert.deepEqual(localAddress(runtime, copy.number), identity.address);
+  const waiting = ask(reachable(address)).catch((error: { code?: string }) => error.code);
+  copy[Symbol.dispose]();
+  assert.ok(["ECONNRESET", "EPIPE", ""].includes(await waiting as string));
+}));
+
+test("Endpoint.release leaves the connections of its server alone", keeping(async () => {
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  using _copy = copy;
+  const client = net.connect(reachable(identity.address));
+  const accepted = new Promise((resolve) => server.once("connection", resolve));
+  await accepted;
+  endpoint.release();
+  const answer = new Promise<string>((resolve) => client.once("data", (bytes) => resolve(String(bytes))));
+  client.write("GET / HTTP/1.1\r\n\r\n");
+  assert.match(await answer, /hello/);
+  client.destroy();
+  await nodeNet.close(server);
+}));
+
+test("Endpoint.alive is true until the application closes its server", keeping(async () => {
+  const { endpoint, server, copy } = await served(nodeNet);
+  using _copy = copy;
+  assert.equal(endpoint.alive, true);
+  await nodeNet.close(server);
+  assert.equal(endpoint.alive, false);
+}));
+
+test("Endpoint touches nothing once the application has closed its server", keeping(async () => {
+  const { endpoint, server, copy } = await served(nodeNet);
+  using _copy = copy;
+  await nodeNet.close(server);
+  // The number is another socket's by now.
+  using other = takeNumber(endpoint.descriptor);
+  const cookie = cookieOf(runtime, other.number);
+  endpoint.pause();
+  endpoint.resume();
+  endpoint.release();
+  assert.equal(cookieOf(runtime, endpoint.descriptor), cookie);
+}));
+
+/** A listener under that number, or under any when the runtime was faster. */
+function takeNumber(number: number): OwnedDescriptor {
+  const listener = bindListener(runtime, loopback, { port: 0 });
+  if (listener.number === number) return listener;
+  duplicateOver(runtime, listener.number, number);
+  listener[Symbol.dispose]();
+  return new OwnedDescriptor(runtime, number);
+}

@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import net from "node:net";
+import test from "node:test";
+import { handleDescriptor } from "../../runtimes/net.ts";
+import { linkOf, openDescriptors } from "../../src/descriptors.ts";
+import { register, registrationsOf, unregister } from "../../src/event_loop.ts";
+import { isListening, localAddress } from "../../src/socket.ts";
+import type { At, Native } from "./natives.ts";
+import { bunListen, bunServe, denoListen, denoServe, nodeHttp, nodeNet } from "./natives.ts";
+import { keeping, onBun, onDeno, openNull, queuedCount, runtime, sleep, until } from "./support.ts";
+
+const hostname = "127.83.79.67";
+
+/** A port that was free a moment ago, on an address that nothing else uses. */
+async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, hostname);
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address() as net.AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** The descriptor that listens on a port here. */
+function listenerOn(port: number): number | undefined {
+  return openDescriptors(runtime).find((descriptor) => {
+    const address = localAddress(runtime, descriptor);
+    return address?.family === "inet" && address.port === port && isListening(runtime, descriptor);
+  });
+}
+
+/** Opens a server by itself, without the library. */
+async function opened<T>(native: Native<T>): Promise<{ server: T; port: number; descriptor: number }> {
+  const port = await freePort();
+  const server = native.open({ hostname, host: hostname, port } as At);
+  await until(() => {
+    const descriptor = listenerOn(port);
+    return descriptor !== undefined && registrationsOf(runtime, descriptor).length > 0;
+  }, "the server to listen");
+  return { server, port, descriptor: listenerOn(port)! };
+}
+
+/** Twice: without its registration a server leaves connections in the queue, with it they are answered. */
+async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
+  const { server, port, descriptor } = await opened(native);
+  try {
+    for (const _round of [1, 2]) {
+      const registrations = registrationsOf(runtime, descriptor);
+      assert.deepEqual(unregister(runtime, registrations), registrations);
+      assert.deepEqual(registrationsOf(runtime, descriptor), []);
+      const answers = [1, 2, 3].map(() => native.ask({ host: hostname, port }));
+      await until(() => queuedCount(port) === 3, "three connections in the queue");
+      await sleep(50);
+      assert.equal(queuedCount(port), 3);
+      register(runtime, registrations);
+      for (const answer of answers) assert.match(await answer, /hello/);
+      assert.deepEqual(registrationsOf(runtime, descriptor), registrations);
+    }
+  } finally {
+    await native.close(server);
+  }
+}
+
+test("unregister pauses node:net and register resumes it", keeping(() => pausesAndResumes(nodeNet)));
+
+test("unregister pauses node:http and register resumes it", keeping(() => pausesAndResumes(nodeHttp)));
+
+test("unregister pauses Deno.serve and register resumes it", onDeno, keeping(() => pausesAndResumes(denoServe)));
+
+test("unregister pauses Deno.listen and register resumes it", onDeno, keeping(() => pausesAndResumes(denoListen)));
+
+test("unregister pauses Bun.serve and register resumes it", onBun, keeping(() => pausesAndResumes(bunServe)));
+
+test("unregister pauses Bun.listen and register resumes it", onBun, keeping(() => pausesAndResumes(bunListen)));
+
+test("registrationsOf gives the one registration of a server's descriptor, in an epoll of this process", keeping(async () => {
+  const { server, descriptor } = await opened(nodeNet);
+  const found = registrationsOf(runtime, descriptor);
+  assert.deepEqual(found.map((each) => each.descriptor), [descriptor]);
+  assert.ok(found.every(({ epoll, events }) => linkOf(runtime, epoll) === "anon_inode:[eventpoll]" && events & 1));
+  assert.equal(handleDescriptor(server), descriptor);
+  await nodeNet.close(server);
+}));
+
+test("registrationsOf gives nothing for what no event loop watches", keeping(() => {
+  using file = openNull();
+  assert.deepEqual(registrationsOf(runtime, file.number), []);
+  assert.deepEqual(registrationsOf(runtime, 100_000), []);
+}));
+
+test("unregister leaves out what was not there", keeping(async () => {
+  const { server, descriptor } = await opened(nodeNet);
+  const registrations = registrationsOf(runtime, descriptor);
+  assert.equal(unregister(runtime, registrations).length, 1);
+  assert.deepEqual(unregister(runtime, registrations), []);
+  register(runtime, registrations);
+  await nodeNet.close(server);
+}));
+
+test("register puts a registration back as it was, and twice does no harm", keeping(async () => {
+  const { server, port, descriptor } = await opened(nodeNet);
+  const registrations = registrationsOf(runtime, descriptor);
+  unregister(runtime, registrations);
+  register(runtime, registrations);
+  register(runtime, registrations);
+  assert.deepEqual(registrationsOf(runtime, descriptor), registrations);
+  assert.match(await nodeNet.ask({ host: hostname, port }), /hello/);
+  await nodeNet.close(server);
+}));
+
+test("register and unregister throw a SystemError when the epoll is none", keeping(() => {
+  const wrong = [{ epoll: 100_000, descriptor: 0, events: 1, data: 0n }];
+  assert.throws(() => unregister(runtime, wrong), { name: "SystemError", code: "EBADF", syscall: "epoll_ctl" });
+  assert.throws(() => register(runtime, wrong), { name: "SystemError", code: "EBADF", syscall: "epoll_ctl" });
+}));

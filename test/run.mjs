@@ -1,0 +1,92 @@
+/**
+ * Runs the tests on every runtime: `npm test`, or `npm test -- NAME …` for the
+ * suites whose names begin so. Plain JavaScript, because it runs on whichever
+ * Node is installed; the tests themselves run on the pinned runtimes.
+ *
+ * The last line counts the tests of all suites together.
+ */
+
+import { spawn } from "node:child_process";
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { setUp } from "./support/setup.mjs";
+
+setUp();
+const { binaries, root } = await import("./support/binaries.mjs");
+
+const files = (folder) => readdirSync(join(root, folder)).filter((name) => name.endsWith(".test.ts"))
+  .map((name) => join(folder, name));
+
+const nodeTest = (node, paths, ...flags) => [node, "--no-warnings", "--test", "--test-concurrency=1", "--test-reporter=spec", ...flags, ...paths];
+
+/** Every suite: its name, its command, what it gets in its environment. */
+const suites = [
+  { name: "check", command: ["npm", "run", "--silent", "check"] },
+  { name: "build", command: ["npm", "run", "--silent", "build"] },
+  { name: "unit on Node 26", command: nodeTest(binaries.node26, files("test/unit")) },
+  { name: "unit on Deno", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/unit"] },
+  { name: "unit on Bun", command: [binaries.bun, "test", "./test/unit"] },
+  { name: "contract on Node 26 with koffi", command: nodeTest(binaries.node26, files("test/contract")) },
+  {
+    name: "contract on Node 26 with node:ffi",
+    command: nodeTest(binaries.node26, files("test/contract")),
+    env: { SEAM_FFI: "node:ffi" },
+  },
+  { name: "contract on Deno", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/contract"] },
+  { name: "contract on Bun", command: [binaries.bun, "test", "./test/contract"] },
+  ...files("test/handover").map((file) => ({
+    name: `hand-over: ${file.replace(/^.*\/|\.test\.ts$/g, "")}`,
+    command: nodeTest(binaries.node26, [file]),
+  })),
+];
+
+/** What the three test runners and the steps without tests say at their end. */
+function counted(output, status) {
+  const number = (pattern) => [...output.matchAll(pattern)].reduce((sum, [, value]) => sum + Number(value), 0);
+  const plain = output.replace(/\u001b\[[0-9;]*m/g, "");
+  output = plain;
+  const passed = number(/^ℹ pass (\d+)$/gm) + number(/^ *(\d+) pass$/gm) + number(/(\d+) passed(?: \(\d+ steps?\))? \|/g);
+  const failed = number(/^ℹ (?:fail|cancelled) (\d+)$/gm) + number(/^ *(\d+) fail$/gm) + number(/\| (\d+) failed/g);
+  const skipped = number(/^ℹ skipped (\d+)$/gm) + number(/^ *(\d+) skip$/gm) + number(/\| (\d+) ignored/g);
+  return { passed, failed: failed === 0 && status !== 0 ? 1 : failed, skipped };
+}
+
+/** A suite that hangs fails; the slowest takes a few minutes. */
+const limitMs = 10 * 60_000;
+
+function run({ name, command: [program, ...args], env }) {
+  console.log(`\n── ${name}`);
+  return new Promise((resolve) => {
+    const child = spawn(program, args, { cwd: root, env: { ...process.env, NO_COLOR: "1", ...env }, stdio: ["ignore", "pipe", "pipe"] });
+    const timer = setTimeout(() => child.kill("SIGKILL"), limitMs);
+    let output = "";
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.on("data", (chunk) => {
+        output += chunk;
+        process.stdout.write(chunk);
+      });
+    }
+    child.on("close", (status) => {
+      clearTimeout(timer);
+      resolve({ name, ...counted(output, status) });
+    });
+  });
+}
+
+const wanted = process.argv.slice(2);
+const results = [];
+for (const suite of suites) {
+  if (wanted.length > 0 && !wanted.some((name) => suite.name.includes(name))) continue;
+  const start = Date.now();
+  const result = await run(suite);
+  results.push({ ...result, seconds: (Date.now() - start) / 1_000 });
+}
+
+const sum = (key) => results.reduce((total, result) => total + result[key], 0);
+console.log("\n── summary");
+for (const { name, passed, failed, skipped, seconds } of results) {
+  const tests = passed + failed + skipped > 0 ? `${passed} passed, ${failed} failed, ${skipped} skipped` : "done";
+  console.log(`${name.padEnd(36)} ${tests.padEnd(36)} ${seconds.toFixed(1)} s`);
+}
+console.log(`\n${sum("passed")} passed, ${sum("failed")} failed, ${sum("skipped")} skipped`);
+process.exit(sum("failed") > 0 || sum("passed") === 0 ? 1 : 0);
