@@ -7,7 +7,7 @@
 
 import { TakeoverError } from "./errors.ts";
 import type { Runtime } from "./runtime.ts";
-import { parseInet, parseInet6, type SocketAddress } from "./sockaddr.ts";
+import { formatInet6, parseInet, parseInet6, type SocketAddress } from "./sockaddr.ts";
 
 /** A TCP address to listen on. */
 export interface TcpEndpoint {
@@ -80,7 +80,8 @@ export async function resolveAddress(runtime: Runtime, wanted: EndpointAddress):
   }
   const hostname = (wanted.hostname ?? "0.0.0.0").replace(/^\[(.*)\]$/, "$1");
   for (const numeric of isNumeric(hostname) ? [hostname] : await lookedUp(runtime, hostname)) {
-    return { family: parseInet(numeric) ? "inet" : "inet6", hostname: numeric, port };
+    const inet6 = parseInet6(numeric);
+    return inet6 ? { family: "inet6", hostname: formatInet6(inet6), port } : { family: "inet", hostname: numeric, port };
   }
   throw new TakeoverError("ERR_TAKEOVER_ADDRESS", `Cannot listen on ${hostname}: the name has no address`);
 }

@@ -121,3 +121,8 @@ export function isSystemError(error: unknown, ...codes: string[]): error is Syst
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
+
+/** A value of the peer's in a message: never more than a short text. */
+export function shown(value: unknown): string {
+  return typeof value === "string" ? JSON.stringify(value.slice(0, 80)) : `a value of type ${typeof value}`;
+}

@@ -42,7 +42,10 @@ export function encodeFrame(head: object): Bytes {
 export class FrameReader {
   readonly #headLimit: number;
   #chunks: Uint8Array[] = [];
+  /** Bytes in the chunks. */
   #size = 0;
+  /** Bytes that the next step needs: a header, or a whole frame. */
+  #needed = headerSize;
 
   /** @param headLimit The most bytes that a head may have. */
   constructor(headLimit: number) {
@@ -60,18 +63,20 @@ export class FrameReader {
     this.#chunks.push(bytes);
     this.#size += bytes.length;
     const heads: FrameHead[] = [];
-    while (this.#size >= headerSize) {
+    while (this.#size >= this.#needed) {
       const buffered = this.#buffered();
-      const size = this.#headSize(buffered);
-      if (buffered.length < headerSize + size) break;
-      heads.push(parseHead(buffered.subarray(headerSize, headerSize + size)));
-      this.#chunks = [buffered.subarray(headerSize + size)];
-      this.#size -= headerSize + size;
+      const size = headerSize + this.#headSize(buffered);
+      this.#needed = size;
+      if (this.#size < size) break;
+      heads.push(parseHead(buffered.subarray(headerSize, size)));
+      this.#chunks = [buffered.subarray(size)];
+      this.#size -= size;
+      this.#needed = headerSize;
     }
     return heads;
   }
 
-  /** Joins what has arrived, once per arrival and not once per frame. */
+  /** Joins what has arrived: once for a header, once for a frame, however many the parts. */
   #buffered(): Uint8Array {
     if (this.#chunks.length === 1) return this.#chunks[0]!;
     const joined = allocate(this.#size).subarray(0, this.#size);

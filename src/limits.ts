@@ -68,28 +68,31 @@ export const defaultLimits: Limits = {
 /** The limits at which 0 means at once, or none. */
 const mayBeZero: readonly string[] = ["settleMs", "drainMs", "spareCount"];
 
+/** What a timer can wait; a longer time would end at once. */
+const most = 2 ** 31 - 1;
+
 /**
  * The defaults with the application's own values over them.
  *
  * @param given The application's values; `undefined` keeps the default.
  * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` when a name is unknown or a
- *   value is too small or no integer.
+ *   value is out of range or no integer.
  */
 export function limitsFrom(given: Partial<Limits> = {}): Limits {
   const limits: Record<string, number> = { ...defaultLimits };
   for (const [name, value] of Object.entries(given)) {
     if (value === undefined) continue;
-    if (!(name in defaultLimits)) {
+    if (!Object.hasOwn(defaultLimits, name)) {
       throw new TakeoverError(
         "ERR_TAKEOVER_LIMIT",
         `Cannot set the limit ${name}: expected one of ${Object.keys(defaultLimits).join(", ")}`,
       );
     }
     const least = mayBeZero.includes(name) ? 0 : 1;
-    if (!(Number.isSafeInteger(value) && value >= least)) {
+    if (!(Number.isInteger(value) && value >= least && value <= most)) {
       throw new TakeoverError(
         "ERR_TAKEOVER_LIMIT",
-        `Cannot set the limit ${name} to ${value}: expected an integer from ${least} on`,
+        `Cannot set the limit ${name} to ${value}: expected an integer from ${least} to ${most}`,
       );
     }
     limits[name] = value;

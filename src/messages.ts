@@ -6,7 +6,7 @@
  * @module
  */
 
-import { TakeoverError, type TakeoverErrorCode } from "./errors.ts";
+import { shown, TakeoverError, type TakeoverErrorCode } from "./errors.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "./limits.ts";
 import type { SocketAddress } from "./sockaddr.ts";
@@ -185,7 +185,7 @@ export function checkedName(name: unknown, limits: Limits): string {
   if (typeof name === "string" && name !== "" && new TextEncoder().encode(name).length <= limits.nameSize) return name;
   throw new TakeoverError(
     "ERR_TAKEOVER_LIMIT",
-    `Cannot use ${JSON.stringify(name)?.slice(0, 80)} as the name of an endpoint: ` +
+    `Cannot use ${shown(name)} as the name of an endpoint: ` +
       `expected 1 to ${limits.nameSize} bytes (limit nameSize)`,
   );
 }

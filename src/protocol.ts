@@ -21,7 +21,7 @@
  * @module
  */
 
-import { TakeoverError } from "./errors.ts";
+import { shown, TakeoverError } from "./errors.ts";
 
 /** The two sides of a hand-over. */
 export type Role = "incumbent" | "successor";
@@ -112,7 +112,7 @@ export class Protocol {
         .filter((name) => senders[name as FrameType] === sender).join(", ");
       throw new TakeoverError(
         "ERR_TAKEOVER_PROTOCOL",
-        `Cannot take the frame ${JSON.stringify(type)?.slice(0, 40)} from the ${sender} ` +
+        `Cannot take the frame ${shown(type)} from the ${sender} ` +
           `in state ${this.#state}: expected ${possible || "none"}`,
       );
     }

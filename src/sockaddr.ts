@@ -123,8 +123,8 @@ export function parseInet(text: string): Uint8Array | null {
 export function parseInet6(text: string): Uint8Array | null {
   const halves = text.split("::");
   if (halves.length > 2) return null;
-  const head = groupsOf(halves[0]!);
-  const tail = groupsOf(halves[1] ?? "");
+  const head = groupsOf(halves[0]!, halves.length === 1);
+  const tail = groupsOf(halves[1] ?? "", true);
   if (!head || !tail) return null;
   const missing = 8 - head.length - tail.length;
   if (halves.length === 2 ? missing < 1 : missing !== 0) return null;
@@ -132,12 +132,13 @@ export function parseInet6(text: string): Uint8Array | null {
   return Uint8Array.from(groups.flatMap((group) => [group >> 8, group & 0xff]));
 }
 
-function groupsOf(text: string): number[] | null {
+/** The 16-bit groups; an IPv4 address may only be the end of the whole. */
+function groupsOf(text: string, isEnd: boolean): number[] | null {
   if (text === "") return [];
   const groups: number[] = [];
   const parts = text.split(":");
   for (const [index, part] of parts.entries()) {
-    const inet = index === parts.length - 1 ? parseInet(part) : null;
+    const inet = isEnd && index === parts.length - 1 ? parseInet(part) : null;
     if (inet) groups.push(inet[0]! << 8 | inet[1]!, inet[2]! << 8 | inet[3]!);
     else if (/^[0-9a-f]{1,4}$/i.test(part)) groups.push(parseInt(part, 16));
     else return null;
@@ -145,8 +146,8 @@ function groupsOf(text: string): number[] | null {
   return groups;
 }
 
-/** Canonical text (RFC 5952): lower case, the first longest run of zeros as `::`. */
-function formatInet6(bytes: Uint8Array): string {
+/** Canonical text (RFC 5952), as the kernel's answers are written: lower case, the first longest run of zeros as `::`. */
+export function formatInet6(bytes: Uint8Array): string {
   const view = viewOf(bytes);
   const groups = Array.from({ length: 8 }, (_, index) => view.getUint16(index * 2));
   if (groups.slice(0, 5).every((group) => group === 0) && groups[5] === 0xffff) {
