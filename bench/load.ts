@@ -60,7 +60,8 @@ async function fresh(port: number, ms: number, rate: number): Promise<object> {
   for (let waited = 0; open.size > 0 && waited < patienceMs; waited += 10) await sleep(10);
   for (const socket of open) socket.destroy();
   latencies.sort((a, b) => a - b);
-  const quantile = (share: number) => latencies[Math.min(latencies.length - 1, Math.floor(share * latencies.length))] ?? 0;
+  const quantile = (share: number) =>
+    latencies[Math.min(latencies.length - 1, Math.floor(share * latencies.length))] ?? 0;
   return {
     answered: latencies.length,
     failed: total - latencies.length,

@@ -46,7 +46,8 @@ export async function run({ quick }: Options): Promise<readonly Table[]> {
   for (const runtime of runtimes) {
     const all = new Map<Contestant, Figures[]>(contestants.map((name) => [name, []]));
     for (let set = 0; set < setCount; set++) {
-      for (const [name, figures] of await playSet(runtime, scratch, client, roundCount, roundMs)) all.get(name)!.push(...figures);
+      const rounds = await playSet(runtime, scratch, client, roundCount, roundMs);
+      for (const [name, figures] of rounds) all.get(name)!.push(...figures);
     }
     rows.push(rowOf(runtime, all));
   }

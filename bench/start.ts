@@ -47,7 +47,8 @@ interface Figures {
 
 export async function run({ quick }: Options): Promise<readonly Table[]> {
   const [roundCount, idleForMs] = quick ? [2, 300] : [9, 2_000];
-  const variants: readonly Variant[] = existsSync(built) ? ["without", "sources", "built"] : ["without", "sources"];
+  const variants: Variant[] = ["without", "sources"];
+  if (existsSync(built)) variants.push("built");
   const contestants = runtimes.flatMap((runtime) => variants.map((variant) => ({ runtime, variant })));
   using scratch = new Scratch();
   const measured = new Map<Contestant, Figures[]>(contestants.map((contestant) => [contestant, []]));
@@ -60,7 +61,7 @@ export async function run({ quick }: Options): Promise<readonly Table[]> {
   const notes = [
     "ratio: to the same runtime without the library; open: from spawn until the server listens",
     "import: mod.ts and what it imports; bind: openRuntime(), which loads libc; both are part of open",
-    `idle: processor time of all threads over ${idleForMs} ms, beginning ${quick ? 200 : restMs} ms after the last start`,
+    `idle: processor time of all threads over ${idleForMs} ms, from ${quick ? 200 : restMs} ms after the last start on`,
   ];
   if (!existsSync(built)) notes.push("SKIPPED the built module: dist/ is not there, run npm run build");
   return [{ title, rows: contestants.map((contestant) => rowOf(contestant, measured)), notes }];
@@ -96,12 +97,14 @@ function startServer({ runtime, variant }: Contestant, scratch: Scratch): Server
   const env = { TAKEOVER: join(scratch.path, `${runtime} ${variant} ${performance.now()}.sock`) };
   if (variant === "sources") return new Server(runtime, script, env);
   // Deno wants a permission for a module whose name is not in the program.
-  const command = commandFor(runtime, join(root, script)).flatMap((word) => word === "run" ? [word, "--allow-read"] : [word]);
+  const command = commandFor(runtime, join(root, script))
+    .flatMap((word) => word === "run" ? [word, "--allow-read"] : [word]);
   return new Server(runtime, script, { ...env, MODULE: pathToFileURL(built).href }, command);
 }
 
 function rowOf(contestant: Contestant, measured: Map<Contestant, Figures[]>): Row {
-  const reference = [...measured.keys()].find(({ runtime, variant }) => runtime === contestant.runtime && variant === "without")!;
+  const reference = [...measured.keys()]
+    .find(({ runtime, variant }) => runtime === contestant.runtime && variant === "without")!;
   const of = (which: Contestant, field: keyof Figures) => median(measured.get(which)!.map((figures) => figures[field]));
   const ratio = (field: keyof Figures) => rounded(of(contestant, field) / of(reference, field), 2);
   return {

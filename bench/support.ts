@@ -77,7 +77,8 @@ export class Scratch implements Disposable {
   compile(name: string): string | null {
     const program = join(this.path, name);
     const source = join(root, "bench", `${name}.c`);
-    const { error, status, stderr } = spawnSync(process.env.CC ?? "gcc", ["-O2", "-o", program, source], { encoding: "utf8" });
+    const compiler = process.env.CC ?? "gcc";
+    const { error, status, stderr } = spawnSync(compiler, ["-O2", "-o", program, source], { encoding: "utf8" });
     if (error) return null;
     if (status !== 0) throw new Error(`Cannot compile ${source}:\n${stderr}`);
     return program;
@@ -162,6 +163,6 @@ export function memoryOf(pid: number, field: string): number {
 /** Processor time of all threads so far, in milliseconds (/proc/PID/task/TID/schedstat). */
 export function processorTimeOf(pid: number): number {
   const tasks = `/proc/${pid}/task`;
-  const times = readdirSync(tasks).map((task) => Number(readFileSync(`${tasks}/${task}/schedstat`, "utf8").split(" ")[0]));
-  return times.reduce((sum, time) => sum + time, 0) / 1e6;
+  const lines = readdirSync(tasks).map((task) => readFileSync(`${tasks}/${task}/schedstat`, "utf8"));
+  return lines.reduce((sum, line) => sum + Number(line.split(" ")[0]), 0) / 1e6;
 }

@@ -34,8 +34,9 @@ export function streamOf(socket: net.Socket): ControlStream {
       socket.on("data", (bytes) => handlers.data(new Uint8Array(bytes as Uint8Array)));
       // A peer that has ended its side has left: nothing is half-closed here.
       socket.on("end", () => socket.destroy());
-      socket.once("close", () => handlers.close());
-      if (socket.destroyed) queueMicrotask(() => handlers.close());
+      // One that has closed before says so no more.
+      if (socket.closed) queueMicrotask(() => handlers.close());
+      else socket.once("close", () => handlers.close());
     },
     write: (bytes) => void (socket.destroyed || socket.write(bytes)),
     end: () => void socket.end(),
@@ -78,7 +79,8 @@ export async function lookup(hostname: string): Promise<string[]> {
  */
 export function present(native: unknown, address: SocketAddress): void {
   if (typeof native !== "object" || native === null) return;
-  if (native instanceof net.Server) override(native, "address", () => nodeAddress(address));
+  // Not instanceof: on Bun an http.Server is no net.Server.
+  if ("address" in native && typeof native.address === "function") override(native, "address", () => nodeAddress(address));
   else if ("addr" in native) override(native, "addr", denoAddress(address));
   else if (address.family !== "unix" && "hostname" in native && "port" in native) {
     override(native, "hostname", address.hostname);

@@ -45,11 +45,12 @@ export function bindListener(
   const { abi, libc } = runtime;
   const { SOL_SOCKET, SO_REUSEADDR, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   using socket = new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream"));
+  const mode = "mode" in options ? options.mode : undefined;
   if (address.family === "unix") {
     // On Linux the path gets the mode of the socket less the umask, so that
     // there is no moment with more than was asked for (net/unix/af_unix.c,
     // unix_bind_bsd); what the umask took away comes back below.
-    if ("mode" in options) checked(abi, "fchmod", libc.fchmod(socket.number, options.mode!));
+    if (mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
   } else {
     setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEADDR, 1);
   }
@@ -58,8 +59,8 @@ export function bindListener(
     setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
   }
   bindSocket(runtime, socket.number, address);
-  if (address.family === "unix" && "mode" in options) {
-    checked(abi, "chmod", libc.chmod(cString(address.path), options.mode!), address.path);
+  if (address.family === "unix" && mode !== undefined) {
+    checked(abi, "chmod", libc.chmod(cString(address.path), mode), address.path);
   }
   checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
   return new OwnedDescriptor(runtime, socket.take());

@@ -1,11 +1,9 @@
 import assert from "node:assert/strict";
 import net from "node:net";
 import test from "node:test";
-import { handleDescriptor } from "../../runtimes/net.ts";
 import { acceptedCount, connectionsEnd } from "../../src/drain.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
-import { localAddress } from "../../src/socket.ts";
 import { keeping, patienceMs, reachable, runtime, until } from "./support.ts";
 
 /** A server that keeps its connections, and that many clients. */
@@ -16,7 +14,10 @@ async function connected(options: net.ListenOptions, count: number): Promise<{
 }> {
   const server = net.createServer((socket) => socket.on("error", () => {}).resume()).listen(options);
   await new Promise((resolve) => server.once("listening", resolve));
-  const address = localAddress(runtime, handleDescriptor(server))!;
+  const found = server.address()!;
+  const address: SocketAddress = typeof found === "string"
+    ? { family: "unix", path: found }
+    : { family: found.family === "IPv6" ? "inet6" : "inet", hostname: found.address, port: found.port };
   const clients = Array.from({ length: count }, () => net.connect(reachable(address)));
   await until(() => acceptedCount(runtime, [address]) === count, `${count} connections`);
   const close = async () => {

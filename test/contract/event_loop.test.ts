@@ -1,56 +1,55 @@
 import assert from "node:assert/strict";
 import net from "node:net";
 import test from "node:test";
-import { handleDescriptor } from "../../runtimes/net.ts";
 import { linkOf, openDescriptors } from "../../src/descriptors.ts";
 import { register, registrationsOf, unregister } from "../../src/event_loop.ts";
+import { type InetAddress, sameAddress } from "../../src/sockaddr.ts";
 import { isListening, localAddress } from "../../src/socket.ts";
-import type { At, Native } from "./natives.ts";
-import { bunListen, bunServe, denoListen, denoServe, nodeHttp, nodeNet } from "./natives.ts";
-import { keeping, onBun, onDeno, openNull, queuedCount, runtime, sleep, until } from "./support.ts";
+import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
+import { keeping, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, until } from "./support.ts";
 
 const hostname = "127.83.79.67";
 
-/** A port that was free a moment ago, on an address that nothing else uses. */
-async function freePort(): Promise<number> {
+/** An address whose port was free a moment ago, and that nothing else uses. */
+async function freeAddress(): Promise<InetAddress> {
   const server = net.createServer().listen(0, hostname);
   await new Promise((resolve) => server.once("listening", resolve));
   const { port } = server.address() as net.AddressInfo;
   await new Promise((resolve) => server.close(resolve));
-  return port;
+  return { family: "inet", hostname, port };
 }
 
-/** The descriptor that listens on a port here. */
-function listenerOn(port: number): number | undefined {
+/** The descriptor that listens on an address here. */
+function listenerOn(wanted: InetAddress): number | undefined {
   return openDescriptors(runtime).find((descriptor) => {
     const address = localAddress(runtime, descriptor);
-    return address?.family === "inet" && address.port === port && isListening(runtime, descriptor);
+    return address !== null && sameAddress(address, wanted) && isListening(runtime, descriptor);
   });
 }
 
 /** Opens a server by itself, without the library. */
-async function opened<T>(native: Native<T>): Promise<{ server: T; port: number; descriptor: number }> {
-  const port = await freePort();
-  const server = native.open({ hostname, host: hostname, port } as At);
+async function opened<T>(native: Native<T>): Promise<{ server: T; address: InetAddress; descriptor: number }> {
+  const address = await freeAddress();
+  const server = native.open({ hostname, host: hostname, port: address.port });
   await until(() => {
-    const descriptor = listenerOn(port);
+    const descriptor = listenerOn(address);
     return descriptor !== undefined && registrationsOf(runtime, descriptor).length > 0;
   }, "the server to listen");
-  return { server, port, descriptor: listenerOn(port)! };
+  return { server, address, descriptor: listenerOn(address)! };
 }
 
 /** Twice: without its registration a server leaves connections in the queue, with it they are answered. */
 async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
-  const { server, port, descriptor } = await opened(native);
+  const { server, address, descriptor } = await opened(native);
   try {
     for (const _round of [1, 2]) {
       const registrations = registrationsOf(runtime, descriptor);
       assert.deepEqual(unregister(runtime, registrations), registrations);
       assert.deepEqual(registrationsOf(runtime, descriptor), []);
-      const answers = [1, 2, 3].map(() => native.ask({ host: hostname, port }));
-      await until(() => queuedCount(port) === 3, "three connections in the queue");
+      const answers = [1, 2, 3].map(() => native.ask(reachable(address)));
+      await until(() => queuedCount(address) === 3, "three connections in the queue");
       await sleep(50);
-      assert.equal(queuedCount(port), 3);
+      assert.equal(queuedCount(address), 3);
       register(runtime, registrations);
       for (const answer of answers) assert.match(await answer, /hello/);
       assert.deepEqual(registrationsOf(runtime, descriptor), registrations);
@@ -77,7 +76,6 @@ test("registrationsOf gives the one registration of a server's descriptor, in an
   const found = registrationsOf(runtime, descriptor);
   assert.deepEqual(found.map((each) => each.descriptor), [descriptor]);
   assert.ok(found.every(({ epoll, events }) => linkOf(runtime, epoll) === "anon_inode:[eventpoll]" && events & 1));
-  assert.equal(handleDescriptor(server), descriptor);
   await nodeNet.close(server);
 }));
 
@@ -97,13 +95,13 @@ test("unregister leaves out what was not there", keeping(async () => {
 }));
 
 test("register puts a registration back as it was, and twice does no harm", keeping(async () => {
-  const { server, port, descriptor } = await opened(nodeNet);
+  const { server, address, descriptor } = await opened(nodeNet);
   const registrations = registrationsOf(runtime, descriptor);
   unregister(runtime, registrations);
   register(runtime, registrations);
   register(runtime, registrations);
   assert.deepEqual(registrationsOf(runtime, descriptor), registrations);
-  assert.match(await nodeNet.ask({ host: hostname, port }), /hello/);
+  assert.match(await nodeNet.ask(reachable(address)), /hello/);
   await nodeNet.close(server);
 }));
 

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import net from "node:net";
 import test from "node:test";
@@ -44,19 +45,13 @@ async function answersAt<T>(native: Native<T>, address: SocketAddress, options?:
     assert.deepEqual(native.present(adopted.native), native.presented(identity.address));
     register(runtime, adopted.registrations);
     assert.match(await native.ask(reachable(identity.address)), /^HTTP\/1\.1 200 [\s\S]*hello/);
-    if (identity.address.family === "inet6" && identity.address.hostname === "::") {
-      await answersInet(native, identity.address.port, options?.ipv6Only !== true);
+    if (options?.ipv6Only === false) {
+      const { port } = identity.address as { port: number };
+      assert.match(await native.ask({ host: "127.0.0.1", port }), /hello/);
     }
   } finally {
     await native.close(adopted.native);
   }
-}
-
-/** A dual-stack listener answers over IPv4 too, one for IPv6 alone does not. */
-async function answersInet<T>(native: Native<T>, port: number, isExpected: boolean): Promise<void> {
-  const answer = native.ask({ host: "127.0.0.1", port });
-  if (isExpected) assert.match(await answer, /hello/);
-  else await assert.rejects(answer, { code: "ECONNREFUSED" });
 }
 
 const answersInet4 = <T>(native: Native<T>) => answersAt(native, { family: "inet", hostname: "127.0.0.1", port: 0 });
@@ -64,7 +59,9 @@ const answersInet4 = <T>(native: Native<T>) => answersAt(native, { family: "inet
 const answersInet6 = <T>(native: Native<T>) =>
   answersAt(native, { family: "inet6", hostname: "::", port: 0 }, { ipv6Only: true });
 
-const answersDual = <T>(native: Native<T>) => answersAt(native, { family: "inet6", hostname: "::", port: 0 });
+/** Over IPv6 and over IPv4. */
+const answersDual = <T>(native: Native<T>) =>
+  answersAt(native, { family: "inet6", hostname: "::", port: 0 }, { ipv6Only: false });
 
 /** Over a Unix path, which is the only thing in its folder, and stays there when the server closes. */
 async function answersUnix<T>(native: Native<T>): Promise<void> {
@@ -175,12 +172,25 @@ test("adopt waits for a server that listens later than its callback returns", ke
   await nodeNet.close(native);
 }));
 
+/** A server that listens on every address; a port that another process has at one of them is left alone. */
+async function listensEverywhere({ port }: { port: number }): Promise<net.Server> {
+  const server = nodeNet.open({ port } as At);
+  await once(server, "listening");
+  return server;
+}
+
 test("adopt finds a server that takes the port and not the host", keeping(async () => {
   const { socket, identity } = bound(loopback);
-  const open = ({ port }: { port: number }) => nodeNet.open({ port } as At);
-  const { native, descriptor } = await adopt(runtime, defaultLimits, "web", socket, identity, open as Open<net.Server>);
-  assert.equal(cookieOf(runtime, descriptor), identity.cookie);
-  await nodeNet.close(native);
+  const adoptOnce = () => adopt(runtime, defaultLimits, "web", socket, identity, listensEverywhere as Open<net.Server>);
+  let adopted: Adopted<net.Server> | null = null;
+  for (let tries = 20; adopted === null; tries--) {
+    adopted = await adoptOnce().catch((error: { code?: string }) => {
+      if (error.code === "EADDRINUSE" && tries > 0) return null;
+      throw error;
+    });
+  }
+  assert.equal(cookieOf(runtime, adopted.descriptor), identity.cookie);
+  await nodeNet.close(adopted.native);
 }));
 
 test("adopt gives the callback an address that is free, under every name that servers know", keeping(async () => {
@@ -264,7 +274,7 @@ test("Deno.serve prints the true address and not the placeholder's", onDeno, asy
     const takeover = await takeOver(Deno.makeTempDirSync() + "/takeover.sock");
     const at = { hostname: "127.0.0.1", port: 0 };
     const server = await takeover.listen("web", at, (at) => Deno.serve(at, () => new Response()));
-    console.log("http://127.0.0.1:" + takeover.addr("web").port + "/");
+    console.log("127.0.0.1:" + takeover.addr("web").port);
     await takeover.close();
     await server.shutdown();
     Deno.exit(0);

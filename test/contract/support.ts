@@ -7,10 +7,11 @@
 import assert from "node:assert/strict";
 import net from "node:net";
 import tls from "node:tls";
+import { toHex } from "../../src/bytes.ts";
 import { linkOf, openDescriptors, readFile } from "../../src/descriptors.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
 import type { Runtime } from "../../src/runtime.ts";
-import type { SocketAddress } from "../../src/sockaddr.ts";
+import { type InetAddress, parseInet, type SocketAddress } from "../../src/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
 
@@ -105,12 +106,15 @@ function answerOn(socket: net.Socket): Promise<string> {
 }
 
 /** How many connections wait in the accept queue of a TCP listener over IPv4 (proc_net_tcp). */
-export function queuedCount(port: number): number {
+export function queuedCount(address: SocketAddress): number {
+  const { hostname, port } = address as InetAddress;
+  const inReverse = toHex(parseInet(hostname)!.toReversed()).toUpperCase();
+  const local = `${inReverse}:${port.toString(16).toUpperCase().padStart(4, "0")}`;
   const listening = "0A";
   const lines = readFile(runtime, "/proc/self/net/tcp").split("\n").map((line) => line.trim().split(/\s+/));
-  const line = lines.find(([, local, , state]) => state === listening && Number(`0x${local!.split(":")[1]}`) === port);
-  assert.ok(line, `nothing listens on port ${port}`);
-  return Number(`0x${line[4]!.split(":")[1]}`);
+  const line = lines.find((columns) => columns[1] === local && columns[3] === listening);
+  assert.ok(line, `nothing listens on ${hostname}:${port}`);
+  return parseInt(line[4]!.split(":")[1]!, 16);
 }
 
 /** Every runtime opens descriptors for itself when it first uses the network, a timer or a child. */

@@ -133,36 +133,36 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
     }
 
     describe("sends what is no frame", () => {
-      test("another magic: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("an HTTP request: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:http", "ERR_TAKEOVER_PROTOCOL", /not a socket-takeover peer/));
-      test("a head of 4 GB: ERR_TAKEOVER_LIMIT", refuses("send-raw:connect:huge-head", "ERR_TAKEOVER_LIMIT", /4294967295 bytes.*limit headSize/));
-      test("a body: ERR_TAKEOVER_LIMIT", refuses("send-raw:connect:body", "ERR_TAKEOVER_LIMIT", /body of 4 bytes/));
-      test("an empty head: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:empty-head", "ERR_TAKEOVER_PROTOCOL", /not JSON/));
-      test("a head that is not JSON: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/));
-      test("a head that is not UTF-8: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:bad-utf8", "ERR_TAKEOVER_PROTOCOL", /UTF-8/));
-      test("a head that is an array: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:array", "ERR_TAKEOVER_PROTOCOL", /JSON object/));
-      test("a head that is null: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:null", "ERR_TAKEOVER_PROTOCOL", /JSON object/));
-      test("a head of a million arrays in each other: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:deep-head", "ERR_TAKEOVER_PROTOCOL", /./));
-      test("a type of a million arrays in each other: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:deep-type", "ERR_TAKEOVER_PROTOCOL", /./));
-      test("garbage after the offer: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:offer:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("garbage in place of received: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:batch:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/));
+      refuses("another magic", "send-raw:connect:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      refuses("an HTTP request", "send-raw:connect:http", "ERR_TAKEOVER_PROTOCOL", /not a socket-takeover peer/);
+      refuses("a head of 4 GB", "send-raw:connect:huge-head", "ERR_TAKEOVER_LIMIT", /4294967295 bytes.*limit headSize/);
+      refuses("a body", "send-raw:connect:body", "ERR_TAKEOVER_LIMIT", /body of 4 bytes/);
+      refuses("an empty head", "send-raw:connect:empty-head", "ERR_TAKEOVER_PROTOCOL", /not JSON/);
+      refuses("a head that is not JSON", "send-raw:connect:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/);
+      refuses("a head that is not UTF-8", "send-raw:connect:bad-utf8", "ERR_TAKEOVER_PROTOCOL", /UTF-8/);
+      refuses("a head that is an array", "send-raw:connect:array", "ERR_TAKEOVER_PROTOCOL", /JSON object/);
+      refuses("a head that is null", "send-raw:connect:null", "ERR_TAKEOVER_PROTOCOL", /JSON object/);
+      refuses("a head of a million arrays in each other", "send-raw:connect:deep-head", "ERR_TAKEOVER_PROTOCOL", /./);
+      refuses("a type of a million arrays in each other", "send-raw:connect:deep-type", "ERR_TAKEOVER_PROTOCOL", /./);
+      refuses("garbage after the offer", "send-raw:offer:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      refuses("garbage in place of received", "send-raw:batch:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/);
     });
 
     describe("sends a frame that may not come now", () => {
-      test("an unknown type: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":"helo"}', "ERR_TAKEOVER_PROTOCOL", /"helo".*expected hello, join/));
-      test("no type: ERR_TAKEOVER_PROTOCOL", refuses("send:connect:{}", "ERR_TAKEOVER_PROTOCOL", /expected hello, join/));
-      test("a type that is a number: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":1}', "ERR_TAKEOVER_PROTOCOL", /frame 1 /));
-      test("a type that every object has: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":"__proto__"}', "ERR_TAKEOVER_PROTOCOL", /__proto__/));
-      test("the incumbent's own frame: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /"refuse"/));
-      test("ready before hello: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state connected/));
-      test("hello after the offer: ERR_TAKEOVER_PROTOCOL", refuses('send:offer:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*state offered/));
-      test("received before any batch: ERR_TAKEOVER_PROTOCOL", refuses('send:offer:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/));
-      test("ready before the batch is acknowledged: ERR_TAKEOVER_PROTOCOL", refuses('send:batch:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state sending/));
-      test("ready before any batch: ERR_TAKEOVER_PROTOCOL", refuses("ready-before-batches", "ERR_TAKEOVER_PROTOCOL", /Cannot take the frame/));
-      test("settled before ready: ERR_TAKEOVER_PROTOCOL", refuses('send:received:{"type":"settled"}', "ERR_TAKEOVER_PROTOCOL", /"settled".*state offered/));
-      test("alive before ready: ERR_TAKEOVER_PROTOCOL", refuses('send:received:{"type":"alive"}', "ERR_TAKEOVER_PROTOCOL", /"alive".*state offered/));
-      test("received twice: ERR_TAKEOVER_PROTOCOL", refuses('send:received:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/));
-      test("ready twice, and the incumbent accepts again: ERR_TAKEOVER_PROTOCOL", refuses('send:lease:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state leased/));
+      refuses("an unknown type", 'send:connect:{"type":"helo"}', "ERR_TAKEOVER_PROTOCOL", /"helo".*expected hello, join/);
+      refuses("no type", "send:connect:{}", "ERR_TAKEOVER_PROTOCOL", /expected hello, join/);
+      refuses("a type that is a number", 'send:connect:{"type":1}', "ERR_TAKEOVER_PROTOCOL", /frame 1 /);
+      refuses("a type that every object has", 'send:connect:{"type":"__proto__"}', "ERR_TAKEOVER_PROTOCOL", /__proto__/);
+      refuses("the incumbent's own frame", 'send:connect:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /"refuse"/);
+      refuses("ready before hello", 'send:connect:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state connected/);
+      refuses("hello after the offer", 'send:offer:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*state offered/);
+      refuses("received before any batch", 'send:offer:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/);
+      refuses("ready before the batch is acknowledged", 'send:batch:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state sending/);
+      refuses("ready before any batch", "ready-before-batches", "ERR_TAKEOVER_PROTOCOL", /Cannot take the frame/);
+      refuses("settled before ready", 'send:received:{"type":"settled"}', "ERR_TAKEOVER_PROTOCOL", /"settled".*state offered/);
+      refuses("alive before ready", 'send:received:{"type":"alive"}', "ERR_TAKEOVER_PROTOCOL", /"alive".*state offered/);
+      refuses("received twice", 'send:received:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/);
+      refuses("ready twice, and the incumbent accepts again", 'send:lease:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state leased/);
     });
 
     describe("sends a frame with wrong fields", () => {
@@ -172,23 +172,23 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
             await assertRefusal(scene, `hello-without:${field}`, "ERR_TAKEOVER_PROTOCOL", new RegExp(`the field ${field} of a frame`));
           }
         }));
-      test("a version that is a text: ERR_TAKEOVER_PROTOCOL", refuses('hello-with:{"versions":{"min":"1","max":1}}', "ERR_TAKEOVER_PROTOCOL", /the field min/));
-      test("a token that is too short: ERR_TAKEOVER_PROTOCOL", refuses('hello-with:{"token":"abc"}', "ERR_TAKEOVER_PROTOCOL", /token.*32 hexadecimal digits/));
-      test("a negative room: ERR_TAKEOVER_PROTOCOL", refuses('hello-with:{"room":-1}', "ERR_TAKEOVER_PROTOCOL", /room.*integer from 0 on/));
-      test("a room that is no integer: ERR_TAKEOVER_PROTOCOL", refuses('hello-with:{"room":1.5}', "ERR_TAKEOVER_PROTOCOL", /room.*integer/));
-      test("a runtime's name of 2,000 characters: ERR_TAKEOVER_PROTOCOL", refuses(`hello-with:{"runtime":"${"x".repeat(2_000)}"}`, "ERR_TAKEOVER_PROTOCOL", /runtime.*at most 1024/));
-      test("a required name of 256 bytes: ERR_TAKEOVER_LIMIT", refuses(`hello-with:{"require":["${"x".repeat(256)}"]}`, "ERR_TAKEOVER_LIMIT", /limit nameSize/));
-      test("5,000 required names: ERR_TAKEOVER_LIMIT", refuses(`hello-with:${JSON.stringify({ require: Array(5_000).fill("web") })}`, "ERR_TAKEOVER_LIMIT", /limit endpointCount/));
-      test("a join without a token: ERR_TAKEOVER_PROTOCOL", refuses('send:connect:{"type":"join"}', "ERR_TAKEOVER_PROTOCOL", /the field token/));
-      test("a received without a count: ERR_TAKEOVER_PROTOCOL", refuses('send:batch:{"type":"received","number":0}', "ERR_TAKEOVER_PROTOCOL", /the field count/));
-      test("a ready without its names: ERR_TAKEOVER_PROTOCOL", refuses('send:received:{"type":"ready"}', "ERR_TAKEOVER_PROTOCOL", /the field claimed/));
-      test("a ready with a name that is a number: ERR_TAKEOVER_LIMIT", refuses('send:received:{"type":"ready","claimed":[1]}', "ERR_TAKEOVER_LIMIT", /name of an endpoint/));
+      refuses("a version that is a text", 'hello-with:{"versions":{"min":"1","max":1}}', "ERR_TAKEOVER_PROTOCOL", /the field min/);
+      refuses("a token that is too short", 'hello-with:{"token":"abc"}', "ERR_TAKEOVER_PROTOCOL", /token.*32 hexadecimal digits/);
+      refuses("a negative room", 'hello-with:{"room":-1}', "ERR_TAKEOVER_PROTOCOL", /room.*integer from 0 on/);
+      refuses("a room that is no integer", 'hello-with:{"room":1.5}', "ERR_TAKEOVER_PROTOCOL", /room.*integer/);
+      refuses("a runtime's name of 2,000 characters", `hello-with:{"runtime":"${"x".repeat(2_000)}"}`, "ERR_TAKEOVER_PROTOCOL", /runtime.*at most 1024/);
+      refuses("a required name of 256 bytes", `hello-with:{"require":["${"x".repeat(256)}"]}`, "ERR_TAKEOVER_LIMIT", /limit nameSize/);
+      refuses("5,000 required names", `hello-with:${JSON.stringify({ require: Array(5_000).fill("web") })}`, "ERR_TAKEOVER_LIMIT", /limit endpointCount/);
+      refuses("a join without a token", 'send:connect:{"type":"join"}', "ERR_TAKEOVER_PROTOCOL", /the field token/);
+      refuses("a received without a count", 'send:batch:{"type":"received","number":0}', "ERR_TAKEOVER_PROTOCOL", /the field count/);
+      refuses("a ready without its names", 'send:received:{"type":"ready"}', "ERR_TAKEOVER_PROTOCOL", /the field claimed/);
+      refuses("a ready with a name that is a number", 'send:received:{"type":"ready","claimed":[1]}', "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
     });
 
     describe("asks for what there is not", () => {
-      test("the next version only: ERR_TAKEOVER_VERSION", refuses('hello-with:{"versions":{"min":2,"max":2}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*2 to 2/));
-      test("the version before only: ERR_TAKEOVER_VERSION", refuses('hello-with:{"versions":{"min":0,"max":0}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*0 to 0/));
-      test("a range of versions that is the wrong way round: ERR_TAKEOVER_VERSION", refuses('hello-with:{"versions":{"min":9,"max":0}}', "ERR_TAKEOVER_VERSION", /9 to 0/));
+      refuses("the next version only", 'hello-with:{"versions":{"min":2,"max":2}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*2 to 2/);
+      refuses("the version before only", 'hello-with:{"versions":{"min":0,"max":0}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*0 to 0/);
+      refuses("a range of versions that is the wrong way round", 'hello-with:{"versions":{"min":9,"max":0}}', "ERR_TAKEOVER_VERSION", /9 to 0/);
       test("a range of versions with this one in it is accepted", () =>
         onEvery(scenes, async (scene) => {
           const offer = await harmless(scene, 'hello-with:{"versions":{"min":0,"max":7}}');
@@ -199,13 +199,13 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           const offer = await harmless(scene, 'hello-with:{"later":{"a":[1]},"connections":true}');
           assert.deepEqual([offer?.event, offer?.version], ["offered", 1]);
         }));
-      test("an unknown name is required: ERR_TAKEOVER_UNKNOWN_NAME", refuses('hello-with:{"require":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /requires "admin".*has "web"/));
-      test("an unknown name is claimed: ERR_TAKEOVER_UNKNOWN_NAME", refuses('send:received:{"type":"ready","claimed":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /claims "admin".*has "web"/));
-      test("no room: ERR_TAKEOVER_NO_ROOM", refuses('hello-with:{"room":0}', "ERR_TAKEOVER_NO_ROOM", /room for 0.*ulimit -n/));
+      refuses("an unknown name is required", 'hello-with:{"require":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /requires "admin".*has "web"/);
+      refuses("an unknown name is claimed", 'send:received:{"type":"ready","claimed":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /claims "admin".*has "web"/);
+      refuses("no room", 'hello-with:{"room":0}', "ERR_TAKEOVER_NO_ROOM", /room for 0.*ulimit -n/);
     });
 
     describe("joins or acknowledges wrongly", () => {
-      test("a join without a hand-over: ERR_TAKEOVER_PROTOCOL", refuses(`send:connect:{"type":"join","token":"${"0".repeat(32)}"}`, "ERR_TAKEOVER_PROTOCOL", /no hand-over in progress/));
+      refuses("a join without a hand-over", `send:connect:{"type":"join","token":"${"0".repeat(32)}"}`, "ERR_TAKEOVER_PROTOCOL", /no hand-over in progress/);
       test("a join with another token is refused, and the right one still comes through", () =>
         onEvery(scenes, async (scene) => {
           const descriptors = await descriptorsOf(scene.server.pid);
@@ -214,31 +214,31 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           assert.equal((await peer.event("batch")).count, 2);
           await hasDescriptors(scene.server.pid, descriptors);
         }));
-      test("a count that is a lie: ERR_TAKEOVER_PROTOCOL", refuses('send:batch:{"type":"received","number":0,"count":7}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 2 .*acknowledged 0 with 7/));
-      test("a number that is a lie: ERR_TAKEOVER_PROTOCOL", refuses('send:batch:{"type":"received","number":1,"count":2}', "ERR_TAKEOVER_PROTOCOL", /acknowledged 1 with 2/));
-      test("a second join, kept open: ERR_TAKEOVER_PROTOCOL", refusesOneThatStays("join-twice", "ERR_TAKEOVER_PROTOCOL", /./));
-      test("a join after the batches, kept open: ERR_TAKEOVER_PROTOCOL", refusesOneThatStays("late-join", "ERR_TAKEOVER_PROTOCOL", /./));
+      refuses("a count that is a lie", 'send:batch:{"type":"received","number":0,"count":7}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 2 .*acknowledged 0 with 7/);
+      refuses("a number that is a lie", 'send:batch:{"type":"received","number":1,"count":2}', "ERR_TAKEOVER_PROTOCOL", /acknowledged 1 with 2/);
+      refusesOneThatStays("a second join, kept open", "join-twice", "ERR_TAKEOVER_PROTOCOL", /./);
+      refusesOneThatStays("a join after the batches, kept open", "late-join", "ERR_TAKEOVER_PROTOCOL", /./);
     });
 
     describe("sends descriptors where none are due", () => {
-      test("253 with its hello: closed", refuses("descriptors:hello:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/));
-      test("253 with its join: closed", refuses("descriptors:join:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/));
-      test("253 on the second connection: closed", refuses("descriptors:batch:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/));
-      test("one with its received: closed", refuses("descriptors:received:1", "ERR_TAKEOVER_PROTOCOL", /"settled"/));
+      refuses("253 with its hello: closed", "descriptors:hello:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses("253 with its join: closed", "descriptors:join:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses("253 on the second connection: closed", "descriptors:batch:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses("one with its received: closed", "descriptors:received:1", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
     });
 
     describe("goes away", () => {
-      test("at once: nothing happens", forgets("close:connect"));
-      test("in the middle of a frame's header: nothing happens", forgets("send-raw:connect:half-header"));
-      test("in the middle of a frame's head: nothing happens", forgets("send-raw:connect:half-head"));
-      test("after hello: nothing happens", forgets("close:hello"));
-      test("after the offer: nothing happens", forgets("close:offer"));
-      test("after join: nothing happens", forgets("close:join"));
-      test("with the batch: nothing happens", forgets("close:batch"));
-      test("after received: nothing happens", forgets("close:received"));
-      test("after ready: the incumbent accepts again", forgets("close:ready"));
-      test("in the lease: the incumbent accepts again", forgets("close:lease"));
-      test("in the middle of a frame of the lease: the incumbent accepts again", forgets("send-raw:lease:half-head"));
+      forgets("at once: nothing happens", "close:connect");
+      forgets("in the middle of a frame's header: nothing happens", "send-raw:connect:half-header");
+      forgets("in the middle of a frame's head: nothing happens", "send-raw:connect:half-head");
+      forgets("after hello: nothing happens", "close:hello");
+      forgets("after the offer: nothing happens", "close:offer");
+      forgets("after join: nothing happens", "close:join");
+      forgets("with the batch: nothing happens", "close:batch");
+      forgets("after received: nothing happens", "close:received");
+      forgets("after ready: the incumbent accepts again", "close:ready");
+      forgets("in the lease: the incumbent accepts again", "close:lease");
+      forgets("in the middle of a frame of the lease: the incumbent accepts again", "send-raw:lease:half-head");
       test("with an abort in the lease: the incumbent accepts again", () =>
         onEvery(scenes, async (scene) => {
           const abort = { type: "abort", code: "ERR_TAKEOVER_STATE", message: "gave up" };
@@ -251,11 +251,11 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           await harmless(scene, `send-all:lease:${JSON.stringify([{ type: "alive" }, abort])}`);
           await hasResumed(scene, abort.code);
         }));
-      test("after settled, at once: the incumbent is released", isReleased("close:settled"));
+      isReleased("after settled, at once: the incumbent is released", "close:settled");
       test("with settled and an abort at once: the incumbent is released", isReleased(
         `send-all:lease:${JSON.stringify([{ type: "settled" }, { type: "abort", code: "ERR_TAKEOVER_STATE", message: "gave up" }])}`,
       ));
-      test("while it does not close its end: the incumbent closes its own", refusesOneThatStays("stay", "ERR_TAKEOVER_PROTOCOL", /"ready"/));
+      refusesOneThatStays("while it does not close its end: the incumbent closes its own", "stay", "ERR_TAKEOVER_PROTOCOL", /"ready"/);
     });
 
     describe("comes while another is there", () => {

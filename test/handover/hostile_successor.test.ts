@@ -105,26 +105,26 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     }
 
     describe("sends what is no frame", () => {
-      test("an HTTP answer: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:connect:http", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("and the example ends with exit status 1", ends("send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("another magic in place of an offer: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("a head of 4 GB: ERR_TAKEOVER_LIMIT", refuses("send-raw:hello:huge-head", "ERR_TAKEOVER_LIMIT", /limit headSize/));
-      test("a body: ERR_TAKEOVER_LIMIT", refuses("send-raw:hello:body", "ERR_TAKEOVER_LIMIT", /body of 4 bytes/));
-      test("a head that is not JSON: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:hello:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/));
-      test("a head that is not UTF-8: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:hello:bad-utf8", "ERR_TAKEOVER_PROTOCOL", /UTF-8/));
-      test("a head that is an array: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:hello:array", "ERR_TAKEOVER_PROTOCOL", /JSON object/));
-      test("garbage in place of a batch: ERR_TAKEOVER_PROTOCOL", refuses("send-raw:join:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
-      test("garbage in place of a lease: ERR_TAKEOVER_PROTOCOL", ends("send-raw:ready:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/));
+      refuses("an HTTP answer", "send-raw:connect:http", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      ends("and the example ends with exit status 1", "send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      refuses("another magic in place of an offer", "send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      refuses("a head of 4 GB", "send-raw:hello:huge-head", "ERR_TAKEOVER_LIMIT", /limit headSize/);
+      refuses("a body", "send-raw:hello:body", "ERR_TAKEOVER_LIMIT", /body of 4 bytes/);
+      refuses("a head that is not JSON", "send-raw:hello:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/);
+      refuses("a head that is not UTF-8", "send-raw:hello:bad-utf8", "ERR_TAKEOVER_PROTOCOL", /UTF-8/);
+      refuses("a head that is an array", "send-raw:hello:array", "ERR_TAKEOVER_PROTOCOL", /JSON object/);
+      refuses("garbage in place of a batch", "send-raw:join:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      ends("garbage in place of a lease", "send-raw:ready:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
     });
 
     describe("sends a frame that may not come now", () => {
-      test("an unknown type: ERR_TAKEOVER_PROTOCOL", refuses('send:hello:{"type":"offers"}', "ERR_TAKEOVER_PROTOCOL", /"offers".*expected offer/));
-      test("no type: ERR_TAKEOVER_PROTOCOL", refuses("send:hello:{}", "ERR_TAKEOVER_PROTOCOL", /expected offer/));
-      test("the successor's own frame: ERR_TAKEOVER_PROTOCOL", refuses('send:hello:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*expected offer/));
-      test("a batch before the offer: ERR_TAKEOVER_PROTOCOL", refuses('send:hello:{"type":"batch","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"batch".*state greeted/));
-      test("a lease before the offer: ERR_TAKEOVER_PROTOCOL", refuses('send:hello:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state greeted/));
-      test("a lease in place of a batch: ERR_TAKEOVER_PROTOCOL", refuses('send:join:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state offered/));
-      test("released in place of a lease: ERR_TAKEOVER_PROTOCOL", ends('send:ready:{"type":"released"}', "ERR_TAKEOVER_PROTOCOL", /"released".*state readied/));
+      refuses("an unknown type", 'send:hello:{"type":"offers"}', "ERR_TAKEOVER_PROTOCOL", /"offers".*expected offer/);
+      refuses("no type", "send:hello:{}", "ERR_TAKEOVER_PROTOCOL", /expected offer/);
+      refuses("the successor's own frame", 'send:hello:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*expected offer/);
+      refuses("a batch before the offer", 'send:hello:{"type":"batch","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"batch".*state greeted/);
+      refuses("a lease before the offer", 'send:hello:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state greeted/);
+      refuses("a lease in place of a batch", 'send:join:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state offered/);
+      ends("released in place of a lease", 'send:ready:{"type":"released"}', "ERR_TAKEOVER_PROTOCOL", /"released".*state readied/);
     });
 
     describe("sends an offer that cannot be right", () => {
@@ -134,14 +134,14 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
             await assertRefusal(target, `offer-without:${field}`, "ERR_TAKEOVER_PROTOCOL", new RegExp(`the field ${field} of a frame`));
           }
         }));
-      test("a version that was not asked for: ERR_TAKEOVER_VERSION", refuses('offer-with:{"version":2}', "ERR_TAKEOVER_VERSION", /chose version 2 .*expected 1 to 1/));
-      test("an empty manifest: ERR_TAKEOVER_PROTOCOL", refuses("manifest:empty", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/));
-      test("a manifest without the control socket: ERR_TAKEOVER_PROTOCOL", refuses("manifest:no-control", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/));
-      test("the control socket twice: ERR_TAKEOVER_PROTOCOL", refuses("manifest:control-twice", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/));
-      test("the control socket last: ERR_TAKEOVER_PROTOCOL", refuses("manifest:control-last", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/));
-      test("a name twice: ERR_TAKEOVER_PROTOCOL", refuses("manifest:name-twice", "ERR_TAKEOVER_PROTOCOL", /every name once/));
-      test("4,097 endpoints and the control socket: ERR_TAKEOVER_LIMIT", refuses("manifest:too-many", "ERR_TAKEOVER_LIMIT", /limit endpointCount/));
-      test("a name of 256 bytes: ERR_TAKEOVER_LIMIT", refuses("manifest:long-name", "ERR_TAKEOVER_LIMIT", /limit nameSize/));
+      refuses("a version that was not asked for", 'offer-with:{"version":2}', "ERR_TAKEOVER_VERSION", /chose version 2 .*expected 1 to 1/);
+      refuses("an empty manifest", "manifest:empty", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
+      refuses("a manifest without the control socket", "manifest:no-control", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
+      refuses("the control socket twice", "manifest:control-twice", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
+      refuses("the control socket last", "manifest:control-last", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
+      refuses("a name twice", "manifest:name-twice", "ERR_TAKEOVER_PROTOCOL", /every name once/);
+      refuses("4,097 endpoints and the control socket", "manifest:too-many", "ERR_TAKEOVER_LIMIT", /limit endpointCount/);
+      refuses("a name of 256 bytes", "manifest:long-name", "ERR_TAKEOVER_LIMIT", /limit nameSize/);
       test("an endpoint with a field that is missing or wrong", () =>
         onEvery(targets, async (target) => {
           await assertRefusal(target, "manifest:no-name", "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
@@ -163,20 +163,20 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
       function passesOn(step: string, sent: string, reported = sent): () => Promise<void> {
         return throws(refuse(step, sent), reported, /^This one was made up for a test$/);
       }
-      test("after hello with ERR_TAKEOVER_BUSY: the same", passesOn("hello", "ERR_TAKEOVER_BUSY"));
-      test("after hello with ERR_TAKEOVER_VERSION: the same", passesOn("hello", "ERR_TAKEOVER_VERSION"));
-      test("after hello with ERR_TAKEOVER_USER: the same", passesOn("hello", "ERR_TAKEOVER_USER"));
-      test("after hello with ERR_TAKEOVER_UNKNOWN_NAME: the same", passesOn("hello", "ERR_TAKEOVER_UNKNOWN_NAME"));
-      test("after hello with ERR_TAKEOVER_SELF: the same", passesOn("hello", "ERR_TAKEOVER_SELF"));
-      test("after hello with ERR_TAKEOVER_NO_ROOM: the same", passesOn("hello", "ERR_TAKEOVER_NO_ROOM"));
-      test("after hello with ERR_TAKEOVER_LIMIT: the same", passesOn("hello", "ERR_TAKEOVER_LIMIT"));
-      test("after hello with ERR_TAKEOVER_LOST: the same", passesOn("hello", "ERR_TAKEOVER_LOST"));
-      test("after hello with an unknown code: ERR_TAKEOVER_PROTOCOL", passesOn("hello", "ERR_TAKEOVER_WEATHER", "ERR_TAKEOVER_PROTOCOL"));
-      test("after join with ERR_TAKEOVER_TIMEOUT: the same", passesOn("join", "ERR_TAKEOVER_TIMEOUT"));
-      test("after ready with ERR_TAKEOVER_UNKNOWN_NAME: the same", ends(refuse("ready", "ERR_TAKEOVER_UNKNOWN_NAME"), "ERR_TAKEOVER_UNKNOWN_NAME", /made up/));
-      test("after ready with ERR_TAKEOVER_LOST: obeyed like any other", ends(refuse("ready", "ERR_TAKEOVER_LOST"), "ERR_TAKEOVER_LOST", /made up/));
-      test("right behind a batch with ERR_TAKEOVER_TIMEOUT: the same", throws("batch-and-refuse:ERR_TAKEOVER_TIMEOUT", "ERR_TAKEOVER_TIMEOUT", /made up/));
-      test("without a code: ERR_TAKEOVER_PROTOCOL", throws('send:hello:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /the field code/));
+      passesOn("after hello with ERR_TAKEOVER_BUSY: the same", "hello", "ERR_TAKEOVER_BUSY");
+      passesOn("after hello with ERR_TAKEOVER_VERSION: the same", "hello", "ERR_TAKEOVER_VERSION");
+      passesOn("after hello with ERR_TAKEOVER_USER: the same", "hello", "ERR_TAKEOVER_USER");
+      passesOn("after hello with ERR_TAKEOVER_UNKNOWN_NAME: the same", "hello", "ERR_TAKEOVER_UNKNOWN_NAME");
+      passesOn("after hello with ERR_TAKEOVER_SELF: the same", "hello", "ERR_TAKEOVER_SELF");
+      passesOn("after hello with ERR_TAKEOVER_NO_ROOM: the same", "hello", "ERR_TAKEOVER_NO_ROOM");
+      passesOn("after hello with ERR_TAKEOVER_LIMIT: the same", "hello", "ERR_TAKEOVER_LIMIT");
+      passesOn("after hello with ERR_TAKEOVER_LOST: the same", "hello", "ERR_TAKEOVER_LOST");
+      passesOn("after hello with an unknown code: ERR_TAKEOVER_PROTOCOL", "hello", "ERR_TAKEOVER_WEATHER", "ERR_TAKEOVER_PROTOCOL");
+      passesOn("after join with ERR_TAKEOVER_TIMEOUT: the same", "join", "ERR_TAKEOVER_TIMEOUT");
+      ends("after ready with ERR_TAKEOVER_UNKNOWN_NAME: the same", refuse("ready", "ERR_TAKEOVER_UNKNOWN_NAME"), "ERR_TAKEOVER_UNKNOWN_NAME", /made up/);
+      ends("after ready with ERR_TAKEOVER_LOST: obeyed like any other", refuse("ready", "ERR_TAKEOVER_LOST"), "ERR_TAKEOVER_LOST", /made up/);
+      throws("right behind a batch with ERR_TAKEOVER_TIMEOUT: the same", "batch-and-refuse:ERR_TAKEOVER_TIMEOUT", "ERR_TAKEOVER_TIMEOUT", /made up/);
+      throws("without a code", 'send:hello:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /the field code/);
       test("in the lease: the successor stops, with the code", () =>
         onEvery(runtimes, async (runtime) => {
           await meet(runtime, refuse("lease", "ERR_TAKEOVER_REVOKED"), async ({ successor }) => {
@@ -187,14 +187,14 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     });
 
     describe("goes away and listens on", () => {
-      test("at once: ERR_TAKEOVER_LOST", throws("close:connect", "ERR_TAKEOVER_LOST", /incumbent has ended/));
-      test("after hello: ERR_TAKEOVER_LOST", throws("close:hello", "ERR_TAKEOVER_LOST", /incumbent has ended/));
-      test("in the middle of an offer: ERR_TAKEOVER_LOST", throws("send-raw:hello:half-head", "ERR_TAKEOVER_LOST", /incumbent has ended/));
-      test("after the offer: ERR_TAKEOVER_LOST", throws("close:offer", "ERR_TAKEOVER_LOST", /./));
-      test("after join: ERR_TAKEOVER_LOST", throws("close:join", "ERR_TAKEOVER_LOST", /incumbent has ended/));
-      test("and the example ends with exit status 1", ends("close:offer", "ERR_TAKEOVER_LOST", /./));
-      test("with the descriptors announced, on their connection: ERR_TAKEOVER_LOST", refuses("close-descriptors", "ERR_TAKEOVER_LOST", /connection for descriptors/));
-      test("with the descriptors announced, and resets their connection: ERR_TAKEOVER_LOST", refuses("reset-descriptors", "ERR_TAKEOVER_LOST", /./));
+      throws("at once", "close:connect", "ERR_TAKEOVER_LOST", /incumbent has ended/);
+      throws("after hello", "close:hello", "ERR_TAKEOVER_LOST", /incumbent has ended/);
+      throws("in the middle of an offer", "send-raw:hello:half-head", "ERR_TAKEOVER_LOST", /incumbent has ended/);
+      throws("after the offer", "close:offer", "ERR_TAKEOVER_LOST", /./);
+      throws("after join", "close:join", "ERR_TAKEOVER_LOST", /incumbent has ended/);
+      ends("and the example ends with exit status 1", "close:offer", "ERR_TAKEOVER_LOST", /./);
+      refuses("with the descriptors announced, on their connection", "close-descriptors", "ERR_TAKEOVER_LOST", /connection for descriptors/);
+      refuses("with the descriptors announced, and resets their connection", "reset-descriptors", "ERR_TAKEOVER_LOST", /./);
     });
 
     describe("dies", () => {
@@ -211,15 +211,15 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
               assert.equal(await successor.ended, 0, successor.stderr);
             }));
       }
-      test("at once: the successor becomes the first", serves("die:connect", 1, false));
-      test("after hello: the successor becomes the first", serves("die:hello", 1, false));
-      test("after the offer: the successor becomes the first", serves("die:offer", 1, false));
-      test("after join: the successor becomes the first", serves("die:join", 1, false));
-      test("with the batch on its way: the successor goes on alone", serves("die:batch", 2, true));
-      test("after received: the successor goes on alone", serves("die:received", 2, true));
-      test("after ready: the successor goes on alone", serves("die:ready", 2, true));
-      test("in the lease: the successor goes on alone", serves("die:lease", 2, true));
-      test("after settled: the successor goes on alone", serves("die:settled", 2, true));
+      serves("at once: the successor becomes the first", "die:connect", 1, false);
+      serves("after hello: the successor becomes the first", "die:hello", 1, false);
+      serves("after the offer: the successor becomes the first", "die:offer", 1, false);
+      serves("after join: the successor becomes the first", "die:join", 1, false);
+      serves("with the batch on its way: the successor goes on alone", "die:batch", 2, true);
+      serves("after received: the successor goes on alone", "die:received", 2, true);
+      serves("after ready: the successor goes on alone", "die:ready", 2, true);
+      serves("in the lease: the successor goes on alone", "die:lease", 2, true);
+      serves("after settled: the successor goes on alone", "die:settled", 2, true);
     });
 
     describe("sends more than one batch", () => {
@@ -246,29 +246,29 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     });
 
     describe("sends other descriptors", () => {
-      test("fewer than announced: ERR_TAKEOVER_PROTOCOL", refuses("batch:fewer", "ERR_TAKEOVER_PROTOCOL", /expected number 0 with 2.*and 1 came/));
-      test("more than announced: ERR_TAKEOVER_PROTOCOL", refuses("batch:more", "ERR_TAKEOVER_PROTOCOL", /and 3 came/));
-      test("253 in place of two: ERR_TAKEOVER_PROTOCOL", refuses("batch:many-more", "ERR_TAKEOVER_PROTOCOL", /and 253 came/));
-      test("none: ERR_TAKEOVER_PROTOCOL", refuses("batch:none", "ERR_TAKEOVER_PROTOCOL", /and 0 came/));
-      test("behind another magic: ERR_TAKEOVER_PROTOCOL", refuses("batch:other-magic", "ERR_TAKEOVER_PROTOCOL", /Cannot take a batch/));
-      test("behind another number: ERR_TAKEOVER_PROTOCOL", refuses("batch:other-number", "ERR_TAKEOVER_PROTOCOL", /its head says 1 with 2/));
-      test("behind another count: ERR_TAKEOVER_PROTOCOL", refuses("batch:other-count", "ERR_TAKEOVER_PROTOCOL", /its head says 0 with 3/));
-      test("announced with another number: ERR_TAKEOVER_PROTOCOL", refuses('announce:{"number":1}', "ERR_TAKEOVER_PROTOCOL", /batch 1 with 2 .*expected batch 0 with 2/));
-      test("announced with another count: ERR_TAKEOVER_PROTOCOL", refuses('announce:{"count":253}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 253/));
-      test("announced with a count of 2^53: ERR_TAKEOVER_PROTOCOL", refuses('announce:{"count":9007199254740992}', "ERR_TAKEOVER_PROTOCOL", /the field count/));
-      test("in another order: ERR_TAKEOVER_DESCRIPTOR", refuses("batch:swapped", "ERR_TAKEOVER_DESCRIPTOR", /Cannot take the control socket/));
-      test("a pipe: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:pipe", "ERR_TAKEOVER_DESCRIPTOR", /"web".*no IP or Unix socket/));
-      test("an epoll instance: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:epoll", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/));
-      test("a file: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:file", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/));
-      test("a folder: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:folder", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/));
-      test("a netlink socket: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:netlink", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/));
-      test("a UDP socket at the address: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /a dgram socket at 127\.0\.0\.1/));
-      test("a connection that the listener accepted: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:connection", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/));
-      test("a pair of Unix sockets: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:pair", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/));
-      test("a listener at another address: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:elsewhere", "ERR_TAKEOVER_DESCRIPTOR", /expected the listening socket at 127\.0\.0\.1/));
-      test("another listener at the same address: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:twin", "ERR_TAKEOVER_DESCRIPTOR", /with cookie [0-9a-f]{16}, got .* with cookie [0-9a-f]{16}/));
-      test("the control socket twice: ERR_TAKEOVER_DESCRIPTOR", refuses("descriptor:control", "ERR_TAKEOVER_DESCRIPTOR", /a stream socket at .*control\.sock/));
-      test("a UDP socket, and the example ends with exit status 1", ends("descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /dgram/));
+      refuses("fewer than announced", "batch:fewer", "ERR_TAKEOVER_PROTOCOL", /expected number 0 with 2.*and 1 came/);
+      refuses("more than announced", "batch:more", "ERR_TAKEOVER_PROTOCOL", /and 3 came/);
+      refuses("253 in place of two", "batch:many-more", "ERR_TAKEOVER_PROTOCOL", /and 253 came/);
+      refuses("none", "batch:none", "ERR_TAKEOVER_PROTOCOL", /and 0 came/);
+      refuses("behind another magic", "batch:other-magic", "ERR_TAKEOVER_PROTOCOL", /Cannot take a batch/);
+      refuses("behind another number", "batch:other-number", "ERR_TAKEOVER_PROTOCOL", /its head says 1 with 2/);
+      refuses("behind another count", "batch:other-count", "ERR_TAKEOVER_PROTOCOL", /its head says 0 with 3/);
+      refuses("announced with another number", 'announce:{"number":1}', "ERR_TAKEOVER_PROTOCOL", /batch 1 with 2 .*expected batch 0 with 2/);
+      refuses("announced with another count", 'announce:{"count":253}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 253/);
+      refuses("announced with a count of 2^53", 'announce:{"count":9007199254740992}', "ERR_TAKEOVER_PROTOCOL", /the field count/);
+      refuses("in another order", "batch:swapped", "ERR_TAKEOVER_DESCRIPTOR", /Cannot take the control socket/);
+      refuses("a pipe", "descriptor:pipe", "ERR_TAKEOVER_DESCRIPTOR", /"web".*no IP or Unix socket/);
+      refuses("an epoll instance", "descriptor:epoll", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
+      refuses("a file", "descriptor:file", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
+      refuses("a folder", "descriptor:folder", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
+      refuses("a netlink socket", "descriptor:netlink", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
+      refuses("a UDP socket at the address", "descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /a dgram socket at 127\.0\.0\.1/);
+      refuses("a connection that the listener accepted", "descriptor:connection", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/);
+      refuses("a pair of Unix sockets", "descriptor:pair", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/);
+      refuses("a listener at another address", "descriptor:elsewhere", "ERR_TAKEOVER_DESCRIPTOR", /expected the listening socket at 127\.0\.0\.1/);
+      refuses("another listener at the same address", "descriptor:twin", "ERR_TAKEOVER_DESCRIPTOR", /with cookie [0-9a-f]{16}, got .* with cookie [0-9a-f]{16}/);
+      refuses("the control socket twice", "descriptor:control", "ERR_TAKEOVER_DESCRIPTOR", /a stream socket at .*control\.sock/);
+      ends("a UDP socket, and the example ends with exit status 1", "descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /dgram/);
     });
   });
 

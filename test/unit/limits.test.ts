@@ -40,9 +40,17 @@ test("limitsFrom refuses a time that a timer cannot wait, which would end at onc
   assert.throws(() => limitsFrom({ readyMs: 2 ** 31 }), takeoverError("ERR_TAKEOVER_LIMIT"));
 });
 
-test("limitsFrom refuses what is no integer from 0 on", () => {
+test("limitsFrom refuses what is negative or no integer", () => {
   for (const value of [-1, 0.5, NaN, Infinity, 2 ** 53, "1", null, true]) {
     assert.throws(() => limitsFrom({ helloMs: value as number }), takeoverError("ERR_TAKEOVER_LIMIT"), `${value}`);
+  }
+});
+
+test("limitsFrom takes 0 where it means at once or none, and nowhere else", () => {
+  const zero = ["settleMs", "drainMs", "spareCount"];
+  for (const name of Object.keys(defaultLimits)) {
+    if (zero.includes(name)) assert.equal(limitsFrom({ [name]: 0 })[name as keyof Limits], 0);
+    else assert.throws(() => limitsFrom({ [name]: 0 }), takeoverError("ERR_TAKEOVER_LIMIT"), name);
   }
 });
 
