@@ -71,7 +71,7 @@ export class Incumbent {
 
   /** Takes a new connection to the control socket. */
   accept(stream: ControlStream): void {
-    if (this.#pendingCount >= this.#host.limits.pendingCount) return stream.destroy();
+    if (this.#pendingCount >= this.#host.limits.pendingCount) return this.#turnAway(stream);
     this.#pendingCount++;
     void this.#answer(stream);
   }
@@ -84,6 +84,13 @@ export class Incumbent {
   close(): void {
     this.#closed = true;
     this.#session?.conversation.end();
+  }
+
+  #turnAway(stream: ControlStream): void {
+    const { pendingCount } = this.#host.limits;
+    const reason = `${pendingCount} connections have not said hello yet (limit pendingCount)`;
+    new Conversation(stream, "incumbent", this.#host.limits)
+      .refuse(new TakeoverError("ERR_TAKEOVER_BUSY", `Cannot answer: ${reason}; try again`));
   }
 
   async #answer(stream: ControlStream): Promise<void> {
@@ -215,7 +222,8 @@ export class Incumbent {
       this.#host.resume(to, error);
       return;
     }
-    conversation.send({ type: "released" });
+    // An abort behind settled comes too late: the lease is over.
+    if (conversation.state === "settling") conversation.send({ type: "released" });
     conversation.end();
     this.#host.release(to, claimed);
   }

@@ -20,7 +20,7 @@ const AT_EMPTY_PATH = 0x1000;
 const AT_SYMLINK_NOFOLLOW = 0x100;
 const STATX_BASIC_STATS = 0x7ff;
 
-/** What statx(2) says of a path, symbolic links not followed. */
+/** What statx(2) says of a path. */
 export interface FileStatus {
   readonly kind: "socket" | "folder" | "other";
   readonly symbolicLink: boolean;
@@ -94,11 +94,12 @@ export function unlinkPath({ abi, libc }: Runtime, path: string): void {
 /**
  * What a path is.
  *
+ * @param followLink Whether a symbolic link stands for what it points to.
  * @returns Null when there is nothing, and on macOS, which has no statx.
  * @throws {SystemError} When it cannot be told, for instance `EACCES`.
  */
-export function statusOf(runtime: Runtime, path: string): FileStatus | null {
-  return statusAt(runtime, AT_FDCWD, path, AT_SYMLINK_NOFOLLOW);
+export function statusOf(runtime: Runtime, path: string, followLink = false): FileStatus | null {
+  return statusAt(runtime, AT_FDCWD, path, followLink ? 0 : AT_SYMLINK_NOFOLLOW);
 }
 
 /** The same of an open descriptor. */

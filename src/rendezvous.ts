@@ -62,7 +62,7 @@ function checkPath(runtime: Runtime, path: string): void {
   }
   encodeSockaddr(runtime.abi, { family: "unix", path });
   const folder = folderOf(path);
-  const folderStatus = statusAt(runtime, folder);
+  const folderStatus = statusAt(runtime, folder, true);
   if (runtime.abi.platform === "linux" && folderStatus === null) {
     throw new TakeoverError("ERR_TAKEOVER_PATH", `Cannot use ${path}: the folder ${folder} does not exist; create it`);
   }
@@ -81,16 +81,21 @@ function checkPath(runtime: Runtime, path: string): void {
   throw new TakeoverError("ERR_TAKEOVER_PATH", `Cannot use ${path}: it is ${kind}, expected a socket or nothing`);
 }
 
-function statusAt(runtime: Runtime, path: string): FileStatus | null {
+function statusAt(runtime: Runtime, path: string, followLink = false): FileStatus | null {
   try {
-    return statusOf(runtime, path);
+    return statusOf(runtime, path, followLink);
   } catch (cause) {
     throw unusable(path, cause);
   }
 }
 
+/** What libc says when it is the path that is wrong. */
+const pathErrors = [
+  "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "EROFS", "EPROTOTYPE", "ENOSPC",
+];
+
 function unusable(path: string, cause: unknown): unknown {
-  if (!isSystemError(cause, "EACCES", "EPERM", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "EROFS", "EPROTOTYPE", "ENOSPC")) {
+  if (!isSystemError(cause, ...pathErrors)) {
     return cause;
   }
   return new TakeoverError(

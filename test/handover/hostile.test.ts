@@ -96,30 +96,30 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
     const scenes = incumbents();
 
     /** A test: the incumbent refuses with this code and this sentence, and is as it was. */
-    function refuses(misbehave: string, code: string, sentence: RegExp): () => Promise<void> {
-      return () => onEvery(scenes, (scene) => assertRefusal(scene, misbehave, code, sentence));
+    function refuses(what: string, misbehave: string, code: string, sentence: RegExp): void {
+      test(`${what}: ${code}`, () => onEvery(scenes, (scene) => assertRefusal(scene, misbehave, code, sentence)));
     }
 
     /** A test: the incumbent hears no more of that successor, and is as it was. */
-    function forgets(misbehave: string): () => Promise<void> {
-      return () => onEvery(scenes, async (scene) => assert.equal(await harmless(scene, misbehave), undefined));
+    function forgets(fact: string, misbehave: string): void {
+      test(fact, () => onEvery(scenes, async (scene) => assert.equal(await harmless(scene, misbehave), undefined)));
     }
 
     /** A test: the same while the peer holds on to its connections. */
-    function refusesOneThatStays(misbehave: string, code: string, sentence: RegExp): () => Promise<void> {
-      return () =>
+    function refusesOneThatStays(what: string, misbehave: string, sentence: RegExp): void {
+      test(`${what}: ERR_TAKEOVER_PROTOCOL`, () =>
         onEvery(scenes, async (scene) => {
           const descriptors = await descriptorsOf(scene.server.pid);
           await using peer = startPeer(scene.env, { misbehave });
-          assertReport(await peer.event("refused"), code, sentence);
+          assertReport(await peer.event("refused"), "ERR_TAKEOVER_PROTOCOL", sentence);
           await hasDescriptors(scene.server.pid, descriptors);
           await get(scene.port);
-        });
+        }));
     }
 
     /** A test: an incumbent of its own ends well, because its successor had settled. */
-    function isReleased(misbehave: string): () => Promise<void> {
-      return () =>
+    function isReleased(fact: string, misbehave: string): void {
+      test(fact, () =>
         onEvery(runtimes, async (runtime) => {
           await using scratch = await Scratch.make();
           const env = { TAKEOVER: scratch.path, PORT: "0", DRAIN_MS: "5000" };
@@ -129,7 +129,7 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           await peer.ended;
           assert.equal((await incumbent.event("settled")).role, "incumbent");
           assert.equal(await incumbent.ended, 0);
-        });
+        }));
     }
 
     describe("sends what is no frame", () => {
@@ -149,46 +149,156 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
     });
 
     describe("sends a frame that may not come now", () => {
-      refuses("an unknown type", 'send:connect:{"type":"helo"}', "ERR_TAKEOVER_PROTOCOL", /"helo".*expected hello, join/);
+      refuses(
+        "an unknown type",
+        'send:connect:{"type":"helo"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"helo".*expected hello, join/,
+      );
       refuses("no type", "send:connect:{}", "ERR_TAKEOVER_PROTOCOL", /expected hello, join/);
       refuses("a type that is a number", 'send:connect:{"type":1}', "ERR_TAKEOVER_PROTOCOL", /frame 1 /);
-      refuses("a type that every object has", 'send:connect:{"type":"__proto__"}', "ERR_TAKEOVER_PROTOCOL", /__proto__/);
+      refuses(
+        "a type that every object has",
+        'send:connect:{"type":"__proto__"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /__proto__/,
+      );
       refuses("the incumbent's own frame", 'send:connect:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /"refuse"/);
-      refuses("ready before hello", 'send:connect:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state connected/);
-      refuses("hello after the offer", 'send:offer:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*state offered/);
-      refuses("received before any batch", 'send:offer:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/);
-      refuses("ready before the batch is acknowledged", 'send:batch:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state sending/);
+      refuses(
+        "ready before hello",
+        'send:connect:{"type":"ready","claimed":["web"]}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"ready".*state connected/,
+      );
+      refuses(
+        "hello after the offer",
+        'send:offer:{"type":"hello"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"hello".*state offered/,
+      );
+      refuses(
+        "received before any batch",
+        'send:offer:{"type":"received","number":0,"count":2}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"received".*state offered/,
+      );
+      refuses(
+        "ready before the batch is acknowledged",
+        'send:batch:{"type":"ready","claimed":["web"]}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"ready".*state sending/,
+      );
       refuses("ready before any batch", "ready-before-batches", "ERR_TAKEOVER_PROTOCOL", /Cannot take the frame/);
-      refuses("settled before ready", 'send:received:{"type":"settled"}', "ERR_TAKEOVER_PROTOCOL", /"settled".*state offered/);
-      refuses("alive before ready", 'send:received:{"type":"alive"}', "ERR_TAKEOVER_PROTOCOL", /"alive".*state offered/);
-      refuses("received twice", 'send:received:{"type":"received","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"received".*state offered/);
-      refuses("ready twice, and the incumbent accepts again", 'send:lease:{"type":"ready","claimed":["web"]}', "ERR_TAKEOVER_PROTOCOL", /"ready".*state leased/);
+      refuses(
+        "settled before ready",
+        'send:received:{"type":"settled"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"settled".*state offered/,
+      );
+      refuses(
+        "alive before ready",
+        'send:received:{"type":"alive"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"alive".*state offered/,
+      );
+      refuses(
+        "received twice",
+        'send:received:{"type":"received","number":0,"count":2}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"received".*state offered/,
+      );
+      refuses(
+        "ready twice, and the incumbent accepts again",
+        'send:lease:{"type":"ready","claimed":["web"]}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"ready".*state leased/,
+      );
     });
 
     describe("sends a frame with wrong fields", () => {
       test("a hello without one of its fields: ERR_TAKEOVER_PROTOCOL", () =>
         onEvery(scenes, async (scene) => {
           for (const field of ["versions", "token", "instance", "pid", "runtime", "room", "require"]) {
-            await assertRefusal(scene, `hello-without:${field}`, "ERR_TAKEOVER_PROTOCOL", new RegExp(`the field ${field} of a frame`));
+            await assertRefusal(
+              scene,
+              `hello-without:${field}`,
+              "ERR_TAKEOVER_PROTOCOL",
+              new RegExp(`the field ${field} of a frame`),
+            );
           }
         }));
-      refuses("a version that is a text", 'hello-with:{"versions":{"min":"1","max":1}}', "ERR_TAKEOVER_PROTOCOL", /the field min/);
-      refuses("a token that is too short", 'hello-with:{"token":"abc"}', "ERR_TAKEOVER_PROTOCOL", /token.*32 hexadecimal digits/);
+      refuses(
+        "a version that is a text",
+        'hello-with:{"versions":{"min":"1","max":1}}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /the field min/,
+      );
+      refuses(
+        "a token that is too short",
+        'hello-with:{"token":"abc"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /token.*32 hexadecimal digits/,
+      );
       refuses("a negative room", 'hello-with:{"room":-1}', "ERR_TAKEOVER_PROTOCOL", /room.*integer from 0 on/);
       refuses("a room that is no integer", 'hello-with:{"room":1.5}', "ERR_TAKEOVER_PROTOCOL", /room.*integer/);
-      refuses("a runtime's name of 2,000 characters", `hello-with:{"runtime":"${"x".repeat(2_000)}"}`, "ERR_TAKEOVER_PROTOCOL", /runtime.*at most 1024/);
-      refuses("a required name of 256 bytes", `hello-with:{"require":["${"x".repeat(256)}"]}`, "ERR_TAKEOVER_LIMIT", /limit nameSize/);
-      refuses("5,000 required names", `hello-with:${JSON.stringify({ require: Array(5_000).fill("web") })}`, "ERR_TAKEOVER_LIMIT", /limit endpointCount/);
+      refuses(
+        "a runtime's name of 2,000 characters",
+        `hello-with:{"runtime":"${"x".repeat(2_000)}"}`,
+        "ERR_TAKEOVER_PROTOCOL",
+        /runtime.*at most 1024/,
+      );
+      refuses(
+        "a required name of 256 bytes",
+        `hello-with:{"require":["${"x".repeat(256)}"]}`,
+        "ERR_TAKEOVER_LIMIT",
+        /limit nameSize/,
+      );
+      refuses(
+        "5,000 required names",
+        `hello-with:${JSON.stringify({ require: Array(5_000).fill("web") })}`,
+        "ERR_TAKEOVER_LIMIT",
+        /limit endpointCount/,
+      );
       refuses("a join without a token", 'send:connect:{"type":"join"}', "ERR_TAKEOVER_PROTOCOL", /the field token/);
-      refuses("a received without a count", 'send:batch:{"type":"received","number":0}', "ERR_TAKEOVER_PROTOCOL", /the field count/);
-      refuses("a ready without its names", 'send:received:{"type":"ready"}', "ERR_TAKEOVER_PROTOCOL", /the field claimed/);
-      refuses("a ready with a name that is a number", 'send:received:{"type":"ready","claimed":[1]}', "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
+      refuses(
+        "a received without a count",
+        'send:batch:{"type":"received","number":0}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /the field count/,
+      );
+      refuses(
+        "a ready without its names",
+        'send:received:{"type":"ready"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /the field claimed/,
+      );
+      refuses(
+        "a ready with a name that is a number",
+        'send:received:{"type":"ready","claimed":[1]}',
+        "ERR_TAKEOVER_LIMIT",
+        /name of an endpoint/,
+      );
     });
 
     describe("asks for what there is not", () => {
-      refuses("the next version only", 'hello-with:{"versions":{"min":2,"max":2}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*2 to 2/);
-      refuses("the version before only", 'hello-with:{"versions":{"min":0,"max":0}}', "ERR_TAKEOVER_VERSION", /1 to 1 .*0 to 0/);
-      refuses("a range of versions that is the wrong way round", 'hello-with:{"versions":{"min":9,"max":0}}', "ERR_TAKEOVER_VERSION", /9 to 0/);
+      refuses(
+        "the next version only",
+        'hello-with:{"versions":{"min":2,"max":2}}',
+        "ERR_TAKEOVER_VERSION",
+        /1 to 1 .*2 to 2/,
+      );
+      refuses(
+        "the version before only",
+        'hello-with:{"versions":{"min":0,"max":0}}',
+        "ERR_TAKEOVER_VERSION",
+        /1 to 1 .*0 to 0/,
+      );
+      refuses(
+        "a range of versions that is the wrong way round",
+        'hello-with:{"versions":{"min":9,"max":0}}',
+        "ERR_TAKEOVER_VERSION",
+        /9 to 0/,
+      );
       test("a range of versions with this one in it is accepted", () =>
         onEvery(scenes, async (scene) => {
           const offer = await harmless(scene, 'hello-with:{"versions":{"min":0,"max":7}}');
@@ -199,13 +309,28 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           const offer = await harmless(scene, 'hello-with:{"later":{"a":[1]},"connections":true}');
           assert.deepEqual([offer?.event, offer?.version], ["offered", 1]);
         }));
-      refuses("an unknown name is required", 'hello-with:{"require":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /requires "admin".*has "web"/);
-      refuses("an unknown name is claimed", 'send:received:{"type":"ready","claimed":["admin"]}', "ERR_TAKEOVER_UNKNOWN_NAME", /claims "admin".*has "web"/);
+      refuses(
+        "an unknown name is required",
+        'hello-with:{"require":["admin"]}',
+        "ERR_TAKEOVER_UNKNOWN_NAME",
+        /requires "admin".*has "web"/,
+      );
+      refuses(
+        "an unknown name is claimed",
+        'send:received:{"type":"ready","claimed":["admin"]}',
+        "ERR_TAKEOVER_UNKNOWN_NAME",
+        /claims "admin".*has "web"/,
+      );
       refuses("no room", 'hello-with:{"room":0}', "ERR_TAKEOVER_NO_ROOM", /room for 0.*ulimit -n/);
     });
 
     describe("joins or acknowledges wrongly", () => {
-      refuses("a join without a hand-over", `send:connect:{"type":"join","token":"${"0".repeat(32)}"}`, "ERR_TAKEOVER_PROTOCOL", /no hand-over in progress/);
+      refuses(
+        "a join without a hand-over",
+        `send:connect:{"type":"join","token":"${"0".repeat(32)}"}`,
+        "ERR_TAKEOVER_PROTOCOL",
+        /no hand-over in progress/,
+      );
       test("a join with another token is refused, and the right one still comes through", () =>
         onEvery(scenes, async (scene) => {
           const descriptors = await descriptorsOf(scene.server.pid);
@@ -214,17 +339,32 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           assert.equal((await peer.event("batch")).count, 2);
           await hasDescriptors(scene.server.pid, descriptors);
         }));
-      refuses("a count that is a lie", 'send:batch:{"type":"received","number":0,"count":7}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 2 .*acknowledged 0 with 7/);
-      refuses("a number that is a lie", 'send:batch:{"type":"received","number":1,"count":2}', "ERR_TAKEOVER_PROTOCOL", /acknowledged 1 with 2/);
-      refusesOneThatStays("a second join, kept open", "join-twice", "ERR_TAKEOVER_PROTOCOL", /./);
-      refusesOneThatStays("a join after the batches, kept open", "late-join", "ERR_TAKEOVER_PROTOCOL", /./);
+      refuses(
+        "a count that is a lie",
+        'send:batch:{"type":"received","number":0,"count":7}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /batch 0 with 2 .*acknowledged 0 with 7/,
+      );
+      refuses(
+        "a number that is a lie",
+        'send:batch:{"type":"received","number":1,"count":2}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /acknowledged 1 with 2/,
+      );
+      refusesOneThatStays("a second join, kept open", "join-twice", /./);
+      refusesOneThatStays("a join after the batches, kept open", "late-join", /./);
     });
 
     describe("sends descriptors where none are due", () => {
-      refuses("253 with its hello: closed", "descriptors:hello:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
-      refuses("253 with its join: closed", "descriptors:join:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
-      refuses("253 on the second connection: closed", "descriptors:batch:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
-      refuses("one with its received: closed", "descriptors:received:1", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses("253 with its hello, which are closed", "descriptors:hello:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses("253 with its join, which are closed", "descriptors:join:253", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
+      refuses(
+        "253 on the second connection, which are closed",
+        "descriptors:batch:253",
+        "ERR_TAKEOVER_PROTOCOL",
+        /"settled"/,
+      );
+      refuses("one with its received, which is closed", "descriptors:received:1", "ERR_TAKEOVER_PROTOCOL", /"settled"/);
     });
 
     describe("goes away", () => {
@@ -252,10 +392,13 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           await hasResumed(scene, abort.code);
         }));
       isReleased("after settled, at once: the incumbent is released", "close:settled");
-      test("with settled and an abort at once: the incumbent is released", isReleased(
-        `send-all:lease:${JSON.stringify([{ type: "settled" }, { type: "abort", code: "ERR_TAKEOVER_STATE", message: "gave up" }])}`,
-      ));
-      refusesOneThatStays("while it does not close its end: the incumbent closes its own", "stay", "ERR_TAKEOVER_PROTOCOL", /"ready"/);
+      isReleased(
+        "with settled and an abort at once: the incumbent is released",
+        `send-all:lease:${
+          JSON.stringify([{ type: "settled" }, { type: "abort", code: "ERR_TAKEOVER_STATE", message: "gave up" }])
+        }`,
+      );
+      refusesOneThatStays("not at all, and the incumbent closes its own end", "stay", /"ready"/);
     });
 
     describe("comes while another is there", () => {
@@ -265,7 +408,11 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           await using first = startPeer(scene.env, { misbehave: "hold:received" });
           await first.event("holding");
           await using second = startHttp(scene.runtime, scene.env);
-          assertReport(await second.event("refused"), "ERR_TAKEOVER_BUSY", new RegExp(`hand-over to pid ${first.pid} is in progress`));
+          assertReport(
+            await second.event("refused"),
+            "ERR_TAKEOVER_BUSY",
+            new RegExp(`hand-over to pid ${first.pid} is in progress`),
+          );
           assert.equal(await second.ended, 1);
           assert.deepEqual(first.events.map(({ event }) => event), ["holding"]);
           await first[Symbol.asyncDispose]();
@@ -281,7 +428,11 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
           await using second = startHttp(runtime, env);
           await second.event("ready");
           await using third = startPeer(env);
-          assertReport(await third.firstOf(["refused", "ready"]), "ERR_TAKEOVER_BUSY", new RegExp(`hand-over from pid ${first.pid} is in progress`));
+          assertReport(
+            await third.firstOf(["refused", "ready"]),
+            "ERR_TAKEOVER_BUSY",
+            new RegExp(`hand-over from pid ${first.pid} is in progress`),
+          );
           assert.equal((await get(Number(env.PORT))).pid, second.pid);
         }));
     });
@@ -306,7 +457,11 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
         await using silent = startPeer(scene.env, { misbehave: "say-nothing:64" });
         await silent.event("holding");
         // One that gets through kills itself there.
-        await using honest = startHttp(scene.runtime, { ...scene.env, PORT: String(scene.port), CRASH: "before-ready" });
+        await using honest = startHttp(scene.runtime, {
+          ...scene.env,
+          PORT: String(scene.port),
+          CRASH: "before-ready",
+        });
         if (await honest.ended !== "SIGKILL") assertBusy(await honest.event("refused"));
         assert.equal(await silent.ended, 0, silent.stderr);
         const refusals = silent.events.filter(({ event }) => event === "refused");
@@ -318,7 +473,10 @@ describe("An incumbent", { skip: skipReason, concurrency: 2 }, () => {
     test("a hello of one byte a second: ERR_TAKEOVER_TIMEOUT", () =>
       onEvery(scenes, (scene) => assertRefusal(scene, "dribble", "ERR_TAKEOVER_TIMEOUT", /limit helloMs/)));
     test("no join: ERR_TAKEOVER_TIMEOUT", () =>
-      onEvery(scenes, (scene) => assertRefusal(scene, "hold:offer", "ERR_TAKEOVER_TIMEOUT", /second connection \(limit helloMs\)/)));
+      onEvery(
+        scenes,
+        (scene) => assertRefusal(scene, "hold:offer", "ERR_TAKEOVER_TIMEOUT", /second connection \(limit helloMs\)/),
+      ));
     test("a join, and no received: ERR_TAKEOVER_TIMEOUT", () =>
       onEvery(scenes, (scene) => assertRefusal(scene, "hold:batch", "ERR_TAKEOVER_TIMEOUT", /limit batchMs/)));
     test("silence in the lease: ERR_TAKEOVER_REVOKED, and the incumbent accepts again", () =>

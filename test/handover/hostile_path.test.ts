@@ -54,20 +54,29 @@ describe("takeOver and a path that cannot be used", () => {
       });
   }
 
-  test("a folder: ERR_TAKEOVER_PATH", refuses(async ({ path }) => {
-    await mkdir(path);
-    return path;
-  }, /it is a folder, expected a socket or nothing/));
+  test(
+    "a folder: ERR_TAKEOVER_PATH",
+    refuses(async ({ path }) => {
+      await mkdir(path);
+      return path;
+    }, /it is a folder, expected a socket or nothing/),
+  );
 
-  test("a file: ERR_TAKEOVER_PATH", refuses(async ({ path }) => {
-    await writeFile(path, "precious");
-    return path;
-  }, /it is a file, expected a socket or nothing/));
+  test(
+    "a file: ERR_TAKEOVER_PATH",
+    refuses(async ({ path }) => {
+      await writeFile(path, "precious");
+      return path;
+    }, /it is a file, expected a socket or nothing/),
+  );
 
-  test("a symbolic link to nothing: ERR_TAKEOVER_PATH", refuses(async ({ path }) => {
-    await symlink("/nowhere", path);
-    return path;
-  }, /it is a symbolic link/));
+  test(
+    "a symbolic link to nothing: ERR_TAKEOVER_PATH",
+    refuses(async ({ path }) => {
+      await symlink("/nowhere", path);
+      return path;
+    }, /it is a symbolic link/),
+  );
 
   test("a symbolic link to a control socket: ERR_TAKEOVER_PATH", () =>
     onEvery(targets, async (target) => {
@@ -79,44 +88,65 @@ describe("takeOver and a path that cannot be used", () => {
       assertReport(await target.attempt(link), "ERR_TAKEOVER_PATH", /it is a symbolic link/);
     }));
 
-  test("in a folder that does not exist: ERR_TAKEOVER_PATH", refuses(
-    ({ folder }) => Promise.resolve(join(folder, "missing/control.sock")),
-    /missing does not exist; create it/,
-  ));
+  test(
+    "in a folder that does not exist: ERR_TAKEOVER_PATH",
+    refuses(
+      ({ folder }) => Promise.resolve(join(folder, "missing/control.sock")),
+      /missing does not exist; create it/,
+    ),
+  );
 
-  test("in a folder that is a file: ERR_TAKEOVER_PATH", refuses(async ({ path }) => {
-    await writeFile(path, "");
-    return join(path, "control.sock");
-  }, /./));
+  test(
+    "in a folder that is a file: ERR_TAKEOVER_PATH",
+    refuses(async ({ path }) => {
+      await writeFile(path, "");
+      return join(path, "control.sock");
+    }, /./),
+  );
 
-  test("of 108 bytes: ERR_TAKEOVER_PATH", refuses(
-    ({ folder }) => Promise.resolve(join(folder, "x".repeat(107 - folder.length))),
-    /it has 108 bytes, expected at most 107/,
-  ));
+  test(
+    "of 108 bytes: ERR_TAKEOVER_PATH",
+    refuses(
+      ({ folder }) => Promise.resolve(join(folder, "x".repeat(107 - folder.length))),
+      /it has 108 bytes, expected at most 107/,
+    ),
+  );
 
-  test("in a folder that every user can write: ERR_TAKEOVER_PATH", refuses(async ({ folder, path }) => {
-    await chmod(folder, 0o777);
-    return path;
-  }, /every user can replace it.*chmod o-w/));
+  test(
+    "in a folder that every user can write: ERR_TAKEOVER_PATH",
+    refuses(async ({ folder, path }) => {
+      await chmod(folder, 0o777);
+      return path;
+    }, /every user can replace it.*chmod o-w/),
+  );
 
-  test("behind a symbolic link to a folder that every user can write: ERR_TAKEOVER_PATH", refuses(async ({ folder }) => {
-    const open = join(folder, "open");
-    await mkdir(open);
-    await chmod(open, 0o777);
-    await symlink(open, join(folder, "link"));
-    return join(folder, "link/control.sock");
-  }, /every user can replace it/));
+  test(
+    "behind a symbolic link to a folder that every user can write: ERR_TAKEOVER_PATH",
+    refuses(async ({ folder }) => {
+      const open = join(folder, "open");
+      await mkdir(open);
+      await chmod(open, 0o777);
+      await symlink(open, join(folder, "link"));
+      return join(folder, "link/control.sock");
+    }, /every user can replace it/),
+  );
 
-  test("whose lock file is a symbolic link: ERR_TAKEOVER_PATH", refuses(async ({ folder, path }) => {
-    await writeFile(join(folder, "precious"), "");
-    await symlink(join(folder, "precious"), `${path}.lock`);
-    return path;
-  }, /control\.sock/));
+  test(
+    "whose lock file is a symbolic link: ERR_TAKEOVER_PATH",
+    refuses(async ({ folder, path }) => {
+      await writeFile(join(folder, "precious"), "");
+      await symlink(join(folder, "precious"), `${path}.lock`);
+      return path;
+    }, /control\.sock/),
+  );
 
-  test("whose lock file is a folder: ERR_TAKEOVER_PATH", refuses(async ({ path }) => {
-    await mkdir(`${path}.lock`);
-    return path;
-  }, /control\.sock/));
+  test(
+    "whose lock file is a folder: ERR_TAKEOVER_PATH",
+    refuses(async ({ path }) => {
+      await mkdir(`${path}.lock`);
+      return path;
+    }, /control\.sock/),
+  );
 
   test("and the example ends with exit status 1, and leaves the file", () =>
     onEvery(runtimes, async (runtime) => {
@@ -146,25 +176,35 @@ describe("takeOver and what was left behind", () => {
       });
   }
 
-  test("a socket on which nobody answers is replaced", becomesFirst(async ({ folder, path }) => {
-    const other = join(folder, "other.sock");
-    await bindAndForget(other, path);
-    return path;
-  }));
+  test(
+    "a socket on which nobody answers is replaced",
+    becomesFirst(async ({ folder, path }) => {
+      const other = join(folder, "other.sock");
+      await bindAndForget(other, path);
+      return path;
+    }),
+  );
 
-  test("a lock file that nobody holds is taken", becomesFirst(async ({ path }) => {
-    await writeFile(`${path}.lock`, "");
-    return path;
-  }));
+  test(
+    "a lock file that nobody holds is taken",
+    becomesFirst(async ({ path }) => {
+      await writeFile(`${path}.lock`, "");
+      return path;
+    }),
+  );
 
-  test("a path of 107 bytes can be used", becomesFirst(({ folder }) =>
-    Promise.resolve(join(folder, "x".repeat(106 - folder.length)))
-  ));
+  test(
+    "a path of 107 bytes can be used",
+    becomesFirst(({ folder }) => Promise.resolve(join(folder, "x".repeat(106 - folder.length)))),
+  );
 
-  test("a folder that every user can write but not clear, like /tmp, can be used", becomesFirst(async ({ folder, path }) => {
-    await chmod(folder, 0o1777);
-    return path;
-  }));
+  test(
+    "a folder that every user can write but not clear, like /tmp, can be used",
+    becomesFirst(async ({ folder, path }) => {
+      await chmod(folder, 0o1777);
+      return path;
+    }),
+  );
 });
 
 describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
@@ -177,7 +217,11 @@ describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
       // The mode of the path keeps others out already.
       await chmod(scratch.path, 0o666);
       await using stranger = startPeer(env, { user: nobody, misbehave: "hold:connect" });
-      assertReport(await stranger.event("refused"), "ERR_TAKEOVER_USER", /the successor: it runs as user 65534, expected 0/);
+      assertReport(
+        await stranger.event("refused"),
+        "ERR_TAKEOVER_USER",
+        /the successor: it runs as user 65534, expected 0/,
+      );
       assert.equal(await stranger.ended, 0);
       assert.equal((await get(port)).pid, incumbent.pid);
     }));
@@ -200,7 +244,11 @@ describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
       await using stranger = startPeer(env, { user: nobody });
       const port = portOf(await stranger.event("ready"));
       await using successor = startHttp(runtime, env);
-      assertReport(await successor.event("refused"), "ERR_TAKEOVER_USER", /the incumbent: it runs as user 65534, expected 0/);
+      assertReport(
+        await successor.event("refused"),
+        "ERR_TAKEOVER_USER",
+        /the incumbent: it runs as user 65534, expected 0/,
+      );
       assert.equal(await successor.ended, 1);
       assert.equal((await get(port)).pid, stranger.pid);
     }));

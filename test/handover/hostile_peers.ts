@@ -124,7 +124,9 @@ export function portOf({ addr }: ServerEvent): number {
  */
 export async function descriptorsOf(pid: number): Promise<string[]> {
   const folder = `/proc/${pid}/fd`;
-  const links = await Promise.all((await readdir(folder)).map((number) => readlink(join(folder, number)).catch(() => "")));
+  const links = await Promise.all(
+    (await readdir(folder)).map((number) => readlink(join(folder, number)).catch(() => "")),
+  );
   return links.filter((link) => link !== "").sort();
 }
 

@@ -52,8 +52,8 @@ async function assertEnds(runtime: RuntimeName, misbehave: string, code: string,
 }
 
 /** A test: the same on every runtime. */
-function ends(misbehave: string, code: string, sentence: RegExp): () => Promise<void> {
-  return () => onEvery(runtimes, (runtime) => assertEnds(runtime, misbehave, code, sentence));
+function ends(what: string, misbehave: string, code: string, sentence: RegExp): void {
+  test(`${what}: ${code}`, () => onEvery(runtimes, (runtime) => assertEnds(runtime, misbehave, code, sentence)));
 }
 
 // The slow cases only wait, and can do so beside the others.
@@ -90,24 +90,34 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     }
 
     /** A test: the successor throws with this code and this sentence, tells the incumbent, and has closed everything. */
-    function refuses(misbehave: string, code: string, sentence: RegExp): () => Promise<void> {
-      return () => onEvery(targets, (target) => assertRefusal(target, misbehave, code, sentence));
+    function refuses(what: string, misbehave: string, code: string, sentence: RegExp): void {
+      test(`${what}: ${code}`, () => onEvery(targets, (target) => assertRefusal(target, misbehave, code, sentence)));
     }
 
     /** A test: the same where there is nobody to tell. */
-    function throws(misbehave: string, code: string, sentence: RegExp): () => Promise<void> {
-      return () =>
+    function throws(what: string, misbehave: string, code: string, sentence: RegExp): void {
+      test(`${what}: ${code}`, () =>
         onEvery(targets, async (target) => {
           const descriptors = await descriptorsOf(target.server.pid);
           await reportOf(target, misbehave, (report) => assertReport(report, code, sentence));
           await hasDescriptors(target.server.pid, descriptors);
-        });
+        }));
     }
 
     describe("sends what is no frame", () => {
       refuses("an HTTP answer", "send-raw:connect:http", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
-      ends("and the example ends with exit status 1", "send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
-      refuses("another magic in place of an offer", "send-raw:hello:wrong-magic", "ERR_TAKEOVER_PROTOCOL", /start with STKO/);
+      ends(
+        "and the example ends with exit status 1",
+        "send-raw:hello:wrong-magic",
+        "ERR_TAKEOVER_PROTOCOL",
+        /start with STKO/,
+      );
+      refuses(
+        "another magic in place of an offer",
+        "send-raw:hello:wrong-magic",
+        "ERR_TAKEOVER_PROTOCOL",
+        /start with STKO/,
+      );
       refuses("a head of 4 GB", "send-raw:hello:huge-head", "ERR_TAKEOVER_LIMIT", /limit headSize/);
       refuses("a body", "send-raw:hello:body", "ERR_TAKEOVER_LIMIT", /body of 4 bytes/);
       refuses("a head that is not JSON", "send-raw:hello:not-json", "ERR_TAKEOVER_PROTOCOL", /not JSON/);
@@ -120,27 +130,82 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     describe("sends a frame that may not come now", () => {
       refuses("an unknown type", 'send:hello:{"type":"offers"}', "ERR_TAKEOVER_PROTOCOL", /"offers".*expected offer/);
       refuses("no type", "send:hello:{}", "ERR_TAKEOVER_PROTOCOL", /expected offer/);
-      refuses("the successor's own frame", 'send:hello:{"type":"hello"}', "ERR_TAKEOVER_PROTOCOL", /"hello".*expected offer/);
-      refuses("a batch before the offer", 'send:hello:{"type":"batch","number":0,"count":2}', "ERR_TAKEOVER_PROTOCOL", /"batch".*state greeted/);
-      refuses("a lease before the offer", 'send:hello:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state greeted/);
-      refuses("a lease in place of a batch", 'send:join:{"type":"lease","silenceMs":5000}', "ERR_TAKEOVER_PROTOCOL", /"lease".*state offered/);
-      ends("released in place of a lease", 'send:ready:{"type":"released"}', "ERR_TAKEOVER_PROTOCOL", /"released".*state readied/);
+      refuses(
+        "the successor's own frame",
+        'send:hello:{"type":"hello"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"hello".*expected offer/,
+      );
+      refuses(
+        "a batch before the offer",
+        'send:hello:{"type":"batch","number":0,"count":2}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"batch".*state greeted/,
+      );
+      refuses(
+        "a lease before the offer",
+        'send:hello:{"type":"lease","silenceMs":5000}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"lease".*state greeted/,
+      );
+      refuses(
+        "a lease in place of a batch",
+        'send:join:{"type":"lease","silenceMs":5000}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"lease".*state offered/,
+      );
+      ends(
+        "released in place of a lease",
+        'send:ready:{"type":"released"}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /"released".*state readied/,
+      );
     });
 
     describe("sends an offer that cannot be right", () => {
       test("without one of its fields: ERR_TAKEOVER_PROTOCOL", () =>
         onEvery(targets, async (target) => {
           for (const field of ["version", "pid", "runtime", "generation", "endpoints"]) {
-            await assertRefusal(target, `offer-without:${field}`, "ERR_TAKEOVER_PROTOCOL", new RegExp(`the field ${field} of a frame`));
+            await assertRefusal(
+              target,
+              `offer-without:${field}`,
+              "ERR_TAKEOVER_PROTOCOL",
+              new RegExp(`the field ${field} of a frame`),
+            );
           }
         }));
-      refuses("a version that was not asked for", 'offer-with:{"version":2}', "ERR_TAKEOVER_VERSION", /chose version 2 .*expected 1 to 1/);
+      refuses(
+        "a version that was not asked for",
+        'offer-with:{"version":2}',
+        "ERR_TAKEOVER_VERSION",
+        /chose version 2 .*expected 1 to 1/,
+      );
       refuses("an empty manifest", "manifest:empty", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
-      refuses("a manifest without the control socket", "manifest:no-control", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
-      refuses("the control socket twice", "manifest:control-twice", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
-      refuses("the control socket last", "manifest:control-last", "ERR_TAKEOVER_PROTOCOL", /the control socket first and once/);
+      refuses(
+        "a manifest without the control socket",
+        "manifest:no-control",
+        "ERR_TAKEOVER_PROTOCOL",
+        /the control socket first and once/,
+      );
+      refuses(
+        "the control socket twice",
+        "manifest:control-twice",
+        "ERR_TAKEOVER_PROTOCOL",
+        /the control socket first and once/,
+      );
+      refuses(
+        "the control socket last",
+        "manifest:control-last",
+        "ERR_TAKEOVER_PROTOCOL",
+        /the control socket first and once/,
+      );
       refuses("a name twice", "manifest:name-twice", "ERR_TAKEOVER_PROTOCOL", /every name once/);
-      refuses("4,097 endpoints and the control socket", "manifest:too-many", "ERR_TAKEOVER_LIMIT", /limit endpointCount/);
+      refuses(
+        "4,097 endpoints and the control socket",
+        "manifest:too-many",
+        "ERR_TAKEOVER_LIMIT",
+        /limit endpointCount/,
+      );
       refuses("a name of 256 bytes", "manifest:long-name", "ERR_TAKEOVER_LIMIT", /limit nameSize/);
       test("an endpoint with a field that is missing or wrong", () =>
         onEvery(targets, async (target) => {
@@ -148,7 +213,12 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
           await assertRefusal(target, "manifest:empty-name", "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
           await assertRefusal(target, "manifest:other-kind", "ERR_TAKEOVER_PROTOCOL", /control or listener/);
           await assertRefusal(target, "manifest:no-cookie", "ERR_TAKEOVER_PROTOCOL", /the field cookie/);
-          await assertRefusal(target, "manifest:short-cookie", "ERR_TAKEOVER_PROTOCOL", /16 hexadecimal digits or none/);
+          await assertRefusal(
+            target,
+            "manifest:short-cookie",
+            "ERR_TAKEOVER_PROTOCOL",
+            /16 hexadecimal digits or none/,
+          );
           await assertRefusal(target, "manifest:no-address", "ERR_TAKEOVER_PROTOCOL", /the field address/);
           await assertRefusal(target, "manifest:other-family", "ERR_TAKEOVER_PROTOCOL", /unix, inet or inet6/);
           await assertRefusal(target, "manifest:text-port", "ERR_TAKEOVER_PROTOCOL", /the field port/);
@@ -160,22 +230,37 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
       const refuse = (step: string, code: string) =>
         `send:${step}:${JSON.stringify({ type: "refuse", code, message: "This one was made up for a test" })}`;
       /** A test: the successor reports the code and the words that it was refused with. */
-      function passesOn(step: string, sent: string, reported = sent): () => Promise<void> {
-        return throws(refuse(step, sent), reported, /^This one was made up for a test$/);
+      function passesOn(step: string, sent: string, reported = sent): void {
+        throws(`after ${step} with ${sent}`, refuse(step, sent), reported, /^This one was made up for a test$/);
       }
-      passesOn("after hello with ERR_TAKEOVER_BUSY: the same", "hello", "ERR_TAKEOVER_BUSY");
-      passesOn("after hello with ERR_TAKEOVER_VERSION: the same", "hello", "ERR_TAKEOVER_VERSION");
-      passesOn("after hello with ERR_TAKEOVER_USER: the same", "hello", "ERR_TAKEOVER_USER");
-      passesOn("after hello with ERR_TAKEOVER_UNKNOWN_NAME: the same", "hello", "ERR_TAKEOVER_UNKNOWN_NAME");
-      passesOn("after hello with ERR_TAKEOVER_SELF: the same", "hello", "ERR_TAKEOVER_SELF");
-      passesOn("after hello with ERR_TAKEOVER_NO_ROOM: the same", "hello", "ERR_TAKEOVER_NO_ROOM");
-      passesOn("after hello with ERR_TAKEOVER_LIMIT: the same", "hello", "ERR_TAKEOVER_LIMIT");
-      passesOn("after hello with ERR_TAKEOVER_LOST: the same", "hello", "ERR_TAKEOVER_LOST");
-      passesOn("after hello with an unknown code: ERR_TAKEOVER_PROTOCOL", "hello", "ERR_TAKEOVER_WEATHER", "ERR_TAKEOVER_PROTOCOL");
-      passesOn("after join with ERR_TAKEOVER_TIMEOUT: the same", "join", "ERR_TAKEOVER_TIMEOUT");
-      ends("after ready with ERR_TAKEOVER_UNKNOWN_NAME: the same", refuse("ready", "ERR_TAKEOVER_UNKNOWN_NAME"), "ERR_TAKEOVER_UNKNOWN_NAME", /made up/);
-      ends("after ready with ERR_TAKEOVER_LOST: obeyed like any other", refuse("ready", "ERR_TAKEOVER_LOST"), "ERR_TAKEOVER_LOST", /made up/);
-      throws("right behind a batch with ERR_TAKEOVER_TIMEOUT: the same", "batch-and-refuse:ERR_TAKEOVER_TIMEOUT", "ERR_TAKEOVER_TIMEOUT", /made up/);
+      passesOn("hello", "ERR_TAKEOVER_BUSY");
+      passesOn("hello", "ERR_TAKEOVER_VERSION");
+      passesOn("hello", "ERR_TAKEOVER_USER");
+      passesOn("hello", "ERR_TAKEOVER_UNKNOWN_NAME");
+      passesOn("hello", "ERR_TAKEOVER_SELF");
+      passesOn("hello", "ERR_TAKEOVER_NO_ROOM");
+      passesOn("hello", "ERR_TAKEOVER_LIMIT");
+      passesOn("hello", "ERR_TAKEOVER_LOST");
+      passesOn("hello", "ERR_TAKEOVER_WEATHER", "ERR_TAKEOVER_PROTOCOL");
+      passesOn("join", "ERR_TAKEOVER_TIMEOUT");
+      ends(
+        "after ready with ERR_TAKEOVER_UNKNOWN_NAME",
+        refuse("ready", "ERR_TAKEOVER_UNKNOWN_NAME"),
+        "ERR_TAKEOVER_UNKNOWN_NAME",
+        /made up/,
+      );
+      ends(
+        "after ready with ERR_TAKEOVER_LOST, which is obeyed like any other",
+        refuse("ready", "ERR_TAKEOVER_LOST"),
+        "ERR_TAKEOVER_LOST",
+        /made up/,
+      );
+      throws(
+        "right behind a batch with ERR_TAKEOVER_TIMEOUT",
+        "batch-and-refuse:ERR_TAKEOVER_TIMEOUT",
+        "ERR_TAKEOVER_TIMEOUT",
+        /made up/,
+      );
       throws("without a code", 'send:hello:{"type":"refuse"}', "ERR_TAKEOVER_PROTOCOL", /the field code/);
       test("in the lease: the successor stops, with the code", () =>
         onEvery(runtimes, async (runtime) => {
@@ -193,14 +278,24 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
       throws("after the offer", "close:offer", "ERR_TAKEOVER_LOST", /./);
       throws("after join", "close:join", "ERR_TAKEOVER_LOST", /incumbent has ended/);
       ends("and the example ends with exit status 1", "close:offer", "ERR_TAKEOVER_LOST", /./);
-      refuses("with the descriptors announced, on their connection", "close-descriptors", "ERR_TAKEOVER_LOST", /connection for descriptors/);
-      refuses("with the descriptors announced, and resets their connection", "reset-descriptors", "ERR_TAKEOVER_LOST", /./);
+      refuses(
+        "with the descriptors announced, on their connection",
+        "close-descriptors",
+        "ERR_TAKEOVER_LOST",
+        /connection for descriptors/,
+      );
+      refuses(
+        "with the descriptors announced, and resets their connection",
+        "reset-descriptors",
+        "ERR_TAKEOVER_LOST",
+        /./,
+      );
     });
 
     describe("dies", () => {
       /** A test: the successor becomes the first, or goes on with what it has. */
-      function serves(misbehave: string, generation: number, inherited: boolean): () => Promise<void> {
-        return () =>
+      function serves(fact: string, misbehave: string, generation: number, inherited: boolean): void {
+        test(fact, () =>
           onEvery(runtimes, (runtime) =>
             meet(runtime, misbehave, async ({ successor, incumbent }) => {
               const ready = await successor.event("ready");
@@ -209,7 +304,7 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
               assert.equal((await get(portOf(ready))).pid, successor.pid);
               successor.signal("SIGTERM");
               assert.equal(await successor.ended, 0, successor.stderr);
-            }));
+            })));
       }
       serves("at once: the successor becomes the first", "die:connect", 1, false);
       serves("after hello: the successor becomes the first", "die:hello", 1, false);
@@ -253,22 +348,62 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
       refuses("behind another magic", "batch:other-magic", "ERR_TAKEOVER_PROTOCOL", /Cannot take a batch/);
       refuses("behind another number", "batch:other-number", "ERR_TAKEOVER_PROTOCOL", /its head says 1 with 2/);
       refuses("behind another count", "batch:other-count", "ERR_TAKEOVER_PROTOCOL", /its head says 0 with 3/);
-      refuses("announced with another number", 'announce:{"number":1}', "ERR_TAKEOVER_PROTOCOL", /batch 1 with 2 .*expected batch 0 with 2/);
+      refuses(
+        "announced with another number",
+        'announce:{"number":1}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /batch 1 with 2 .*expected batch 0 with 2/,
+      );
       refuses("announced with another count", 'announce:{"count":253}', "ERR_TAKEOVER_PROTOCOL", /batch 0 with 253/);
-      refuses("announced with a count of 2^53", 'announce:{"count":9007199254740992}', "ERR_TAKEOVER_PROTOCOL", /the field count/);
+      refuses(
+        "announced with a count of 2^53",
+        'announce:{"count":9007199254740992}',
+        "ERR_TAKEOVER_PROTOCOL",
+        /the field count/,
+      );
       refuses("in another order", "batch:swapped", "ERR_TAKEOVER_DESCRIPTOR", /Cannot take the control socket/);
       refuses("a pipe", "descriptor:pipe", "ERR_TAKEOVER_DESCRIPTOR", /"web".*no IP or Unix socket/);
       refuses("an epoll instance", "descriptor:epoll", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
       refuses("a file", "descriptor:file", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
       refuses("a folder", "descriptor:folder", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
       refuses("a netlink socket", "descriptor:netlink", "ERR_TAKEOVER_DESCRIPTOR", /no IP or Unix socket/);
-      refuses("a UDP socket at the address", "descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /a dgram socket at 127\.0\.0\.1/);
-      refuses("a connection that the listener accepted", "descriptor:connection", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/);
+      refuses(
+        "a UDP socket at the address",
+        "descriptor:udp",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /a dgram socket at 127\.0\.0\.1/,
+      );
+      refuses(
+        "a connection that the listener accepted",
+        "descriptor:connection",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /that does not listen/,
+      );
       refuses("a pair of Unix sockets", "descriptor:pair", "ERR_TAKEOVER_DESCRIPTOR", /that does not listen/);
-      refuses("a listener at another address", "descriptor:elsewhere", "ERR_TAKEOVER_DESCRIPTOR", /expected the listening socket at 127\.0\.0\.1/);
-      refuses("another listener at the same address", "descriptor:twin", "ERR_TAKEOVER_DESCRIPTOR", /with cookie [0-9a-f]{16}, got .* with cookie [0-9a-f]{16}/);
-      refuses("the control socket twice", "descriptor:control", "ERR_TAKEOVER_DESCRIPTOR", /a stream socket at .*control\.sock/);
-      ends("a UDP socket, and the example ends with exit status 1", "descriptor:udp", "ERR_TAKEOVER_DESCRIPTOR", /dgram/);
+      refuses(
+        "a listener at another address",
+        "descriptor:elsewhere",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /expected the listening socket at 127\.0\.0\.1/,
+      );
+      refuses(
+        "another listener at the same address",
+        "descriptor:twin",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /with cookie [0-9a-f]{16}, got .* with cookie [0-9a-f]{16}/,
+      );
+      refuses(
+        "the control socket twice",
+        "descriptor:control",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /a stream socket at .*control\.sock/,
+      );
+      ends(
+        "a UDP socket, and the example ends with exit status 1",
+        "descriptor:udp",
+        "ERR_TAKEOVER_DESCRIPTOR",
+        /dgram/,
+      );
     });
   });
 

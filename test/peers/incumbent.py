@@ -28,11 +28,15 @@ class Incumbent:
         """hello"""
         self.hello = head or self.frames.receive(HELLO_S, "hello")
 
-    def check_hello(self):
-        """Refuses what cannot become a hand-over, before anything is sent."""
-        versions, names = self.hello["versions"], [name for _, name, _ in self.endpoints]
+    def check_version(self):
+        """Refuses a successor that cannot be talked to."""
+        versions = self.hello["versions"]
         if not versions["min"] <= VERSION <= versions["max"]:
             raise TakeoverError("ERR_TAKEOVER_VERSION", f"This peer speaks version {VERSION}, the successor {versions}")
+
+    def check_wishes(self):
+        """Refuses a successor that wants what there is not, before anything is sent."""
+        names = [name for _, name, _ in self.endpoints]
         if any(name not in names for name in self.hello["require"]):
             raise TakeoverError("ERR_TAKEOVER_UNKNOWN_NAME", f"The successor requires {self.hello['require']}")
         if self.hello["room"] < len(self.endpoints) + SPARE_COUNT:

@@ -125,6 +125,8 @@ class Peer:
                 connection, lock = self._locked()
             if connection is None:
                 return self._become_first(lock)
+            if lock:
+                release(self.settings.path, lock)
             successor = Successor(self.settings.path, connection)
             try:
                 return self._become_successor(successor)
@@ -137,17 +139,21 @@ class Peer:
 
     def _locked(self):
         """The lock, under which nobody else binds the path, and whoever bound it meanwhile."""
-        lock = open(f"{self.settings.path}.lock", "wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return connect(self.settings.path), lock
+        path = f"{self.settings.path}.lock"
+        while True:
+            lock = open(path, "wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Its last holder removed it before letting go: then it is another file by now.
+            if os.path.exists(path) and os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return connect(self.settings.path), lock
+            lock.close()
 
     def _become_first(self, lock):
         path = self.settings.path
         if os.path.lexists(path):
             os.unlink(path)
         self._open(bind_control(path), bind_web(self.settings))
-        os.unlink(f"{path}.lock")
-        lock.close()
+        release(path, lock)
         self._ready(inherited=False)
 
     def _become_successor(self, successor):
@@ -214,9 +220,10 @@ class Peer:
             if head["type"] == "join":
                 return self._join(head["token"], connection)
             incumbent.take_hello(head)
-            incumbent.check_hello()
+            incumbent.check_version()
             self._begin_session(head["token"])
             try:
+                incumbent.check_wishes()
                 self._hand_over(incumbent)
             finally:
                 self._session = None
@@ -297,6 +304,12 @@ class Peer:
 
     def _say(self, event, **more):
         say(event, generation=self.generation, **more)
+
+
+def release(path, lock):
+    """Lets the lock beside the path go; removed first, so that a waiter knows."""
+    os.unlink(f"{path}.lock")
+    lock.close()
 
 
 def bind_control(path):

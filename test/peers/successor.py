@@ -106,9 +106,10 @@ class Successor:
         settling.start()
         try:
             self.frames.receive(seconds + RELEASE_S, "released")
-        except Lost:
-            # Nobody is left who could revoke it.
-            pass
+        except TakeoverError as error:
+            # Nobody is left who could revoke it, or nobody who does it in time.
+            if error.code not in ("ERR_TAKEOVER_LOST", "ERR_TAKEOVER_TIMEOUT"):
+                raise
         finally:
             settling.cancel()
             self._ended.set()

@@ -27,6 +27,8 @@ RUNTIME = f"python {platform.python_version()}"
 
 # Linux's SCM_MAX_FD (unix(7)), and its SO_COOKIE, which the socket module has no name for.
 DESCRIPTORS_PER_MESSAGE = 253
+# Room for more than may come, so that too many are noticed by their number.
+RECEIVABLE_COUNT = 512
 SO_COOKIE = 57
 
 # How long each side waits, in seconds.
@@ -168,7 +170,7 @@ def receive_batch(connection, number, count):
     data, descriptors = b"", []
     try:
         while len(data) < BATCH_HEAD.size:
-            part, received, flags, _ = socket.recv_fds(connection, BATCH_HEAD.size - len(data), DESCRIPTORS_PER_MESSAGE)
+            part, received, flags, _ = socket.recv_fds(connection, BATCH_HEAD.size - len(data), RECEIVABLE_COUNT)
             descriptors += received
             if flags & socket.MSG_CTRUNC:
                 raise TakeoverError("ERR_TAKEOVER_TRUNCATED", "Descriptors were lost on the way in")
