@@ -39,7 +39,8 @@ export function streamOf(socket: net.Socket): ControlStream {
       else socket.once("close", () => handlers.close());
     },
     write: (bytes) => void (socket.destroyed || socket.write(bytes)),
-    end: () => void socket.end(),
+    // A peer that does not close its side must not keep ours open.
+    end: () => void socket.end(() => socket.destroy()),
     destroy: () => void socket.destroy(),
   };
 }

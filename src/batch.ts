@@ -13,9 +13,9 @@
  */
 
 import { allocate, type Bytes, viewOf } from "./bytes.ts";
-import { DescriptorChannel } from "./channel.ts";
+import { DescriptorChannel, type Received } from "./channel.ts";
 import { disposeAll, type OwnedDescriptor } from "./descriptors.ts";
-import { TakeoverError } from "./errors.ts";
+import { isSystemError, PeerLostError, TakeoverError } from "./errors.ts";
 import type { Runtime } from "./runtime.ts";
 
 /** "STKD" as a big-endian integer. */
@@ -92,13 +92,13 @@ async function receiveHead(
   const head = allocate(batchHeadSize);
   const until = Date.now() + limitMs;
   for (let size = 0; size < batchHeadSize;) {
-    const received = channel.receive(batchHeadSize - size);
+    const received = receiveSome(channel, batchHeadSize - size);
     if (received) {
       descriptors.push(...received.descriptors);
       head.set(received.bytes, size);
       size += received.bytes.length;
       if (received.bytes.length > 0) continue;
-      throw new TakeoverError("ERR_TAKEOVER_LOST", "The incumbent has ended the connection for descriptors");
+      throw new PeerLostError("The incumbent has ended the connection for descriptors");
     }
     if (Date.now() >= until) {
       throw new TakeoverError(
@@ -109,6 +109,16 @@ async function receiveHead(
     await new Promise((resolve) => setTimeout(resolve, retryMs));
   }
   return head;
+}
+
+/** A peer that died with a message of ours unread is a reset first, and an end of file then. */
+function receiveSome(channel: DescriptorChannel, size: number): Received | null {
+  try {
+    return channel.receive(size);
+  } catch (cause) {
+    if (!isSystemError(cause, "ECONNRESET")) throw cause;
+    throw new PeerLostError("The incumbent has reset the connection for descriptors", { cause });
+  }
 }
 
 function checkHead(head: Uint8Array, announced: BatchHead, receivedCount: number): void {

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { messageOf, TakeoverError } from "./errors.ts";
+import { messageOf, PeerLostError, TakeoverError } from "./errors.ts";
 import { encodeFrame, type FrameHead, FrameReader } from "./frame.ts";
 import type { Limits } from "./limits.ts";
 import { parseRefusal } from "./messages.ts";
@@ -29,6 +29,8 @@ export class Conversation {
   /** What ended it on this side; the stream may still carry a last word. */
   #failure: unknown = null;
   #streamClosed = false;
+  /** What the other side ended it with. */
+  #refusal: TakeoverError | null = null;
   #reportFailure: (error: unknown) => void = () => {};
 
   /** Rejects when the conversation is over, for waits on something else. */
@@ -59,8 +61,14 @@ export class Conversation {
     return this.#failure === null;
   }
 
-  /** Sends a frame. */
+  /**
+   * Sends a frame.
+   *
+   * @throws {TakeoverError} What the other side has refused or aborted with
+   *   meanwhile.
+   */
   send(head: { readonly type: string }): void {
+    if (this.#refusal) throw this.#refusal;
     this.#protocol.advance(this.#role, head.type);
     this.stream.write(encodeFrame(head));
   }
@@ -75,7 +83,7 @@ export class Conversation {
    */
   async receive(limitMs: number, limitName: keyof Limits): Promise<FrameHead> {
     const head = await this.#next(limitMs, limitName);
-    if (head.type === "refuse" || head.type === "abort") throw parseRefusal(head);
+    if (isRefusal(head)) throw parseRefusal(head);
     return head;
   }
 
@@ -114,6 +122,7 @@ export class Conversation {
     try {
       for (const head of this.#reader.push(bytes)) {
         this.#protocol.advance(this.#other, head.type);
+        if (isRefusal(head)) this.#refusal = parseRefusal(head);
         this.#arrived.push(head);
         this.#wake((waiter) => waiter.resolve(this.#arrived.shift()!));
       }
@@ -135,8 +144,12 @@ export class Conversation {
   }
 }
 
-function lost(other: Role): TakeoverError {
-  return new TakeoverError("ERR_TAKEOVER_LOST", `The ${other} has ended the connection`);
+function isRefusal(head: FrameHead): boolean {
+  return head.type === "refuse" || head.type === "abort";
+}
+
+function lost(other: Role): PeerLostError {
+  return new PeerLostError(`The ${other} has ended the connection`);
 }
 
 /**

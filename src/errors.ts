@@ -71,6 +71,22 @@ export class TakeoverError extends Error {
   }
 }
 
+/**
+ * The other process has gone, as opposed to having said so: a refusal can carry
+ * the same code, and is obeyed.
+ */
+export class PeerLostError extends TakeoverError {
+  /**
+   * Makes an error with the code `ERR_TAKEOVER_LOST`.
+   *
+   * @param message Who has gone, and in the middle of what.
+   * @param options `cause`: how that was noticed.
+   */
+  constructor(message: string, options?: ErrorOptions) {
+    super("ERR_TAKEOVER_LOST", message, options);
+  }
+}
+
 /** A failed libc call, in the shape of Node's system errors. */
 export class SystemError extends Error {
   /** `SystemError`. */

@@ -48,17 +48,17 @@ export function canPause(runtime: Runtime): boolean {
 export function registrationsOf(runtime: Runtime, descriptor: number): Registration[] {
   for (const epoll of openDescriptors(runtime)) {
     if (linkOf(runtime, epoll) !== "anon_inode:[eventpoll]") continue;
-    const found = parseRegistrations(epoll, readFile(runtime, `/proc/self/fdinfo/${epoll}`))
-      .filter((registration) => registration.descriptor === descriptor);
+    const found = parseRegistrations(epoll, readFile(runtime, `/proc/self/fdinfo/${epoll}`), descriptor);
     if (found.length > 0) return found;
   }
   return [];
 }
 
-/** The `tfd:` lines of an epoll descriptor's fdinfo. */
-export function parseRegistrations(epoll: number, fdinfo: string): Registration[] {
+/** The `tfd:` lines of an epoll descriptor's fdinfo, all or those of one descriptor. */
+export function parseRegistrations(epoll: number, fdinfo: string, wanted?: number): Registration[] {
+  const number = wanted === undefined ? "\\d+" : String(wanted);
   return Array.from(
-    fdinfo.matchAll(/^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)/gm),
+    fdinfo.matchAll(new RegExp(`^tfd:\\s*(${number})\\s+events:\\s*([0-9a-f]+)\\s+data:\\s*([0-9a-f]+)`, "gm")),
     ([, descriptor, events, data]) => ({
       epoll,
       descriptor: Number(descriptor),

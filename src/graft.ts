@@ -81,11 +81,12 @@ async function graft<T>(
   address: SocketAddress,
   open: Open<T>,
 ): Promise<Adopted<Awaited<T>>> {
-  const placeholder = freeAddress(runtime, address);
+  const { placeholder, likely } = freeAddress(runtime, address);
   const native = await open({ ...openingOf(placeholder), ...runtime.listenExtras(address) } as never);
-  const descriptor = await findListening(runtime, limits, name, placeholder);
+  const found = await findListening(runtime, limits, name, placeholder, likely);
+  const { descriptor } = found;
   if (placeholder.family === "unix") unlinkPath(runtime, placeholder.path);
-  const registrations = unregister(runtime, registrationsOf(runtime, descriptor));
+  const registrations = unregister(runtime, found.registrations);
   duplicateOver(runtime, socket.number, descriptor);
   socket[Symbol.dispose]();
   return { native, descriptor, registrations };
@@ -111,7 +112,7 @@ async function give<T>(
   const other = openDescriptors(runtime).find((number) => isListening(runtime, number) && !before.includes(number));
   if (other !== undefined) throw notTaken(name, "the server ignored the descriptor and opened a socket of its own");
   socket.take();
-  await findListening(runtime, limits, name, address);
+  await findListening(runtime, limits, name, address, descriptor);
   return { native, descriptor, registrations: [] };
 }
 
@@ -119,12 +120,15 @@ async function give<T>(
  * An address for the placeholder that nothing else in the process has: for TCP
  * a random one of the 16 million of 127.0.0.0/8, for a Unix path a random name
  * beside it. An IPv6 listener fits under an IPv4 one.
+ *
+ * @returns The address, and the number that the server's descriptor is likely
+ *   to have: the lowest that was free.
  */
-function freeAddress(runtime: Runtime, address: SocketAddress): SocketAddress {
+function freeAddress(runtime: Runtime, address: SocketAddress): { placeholder: SocketAddress; likely: number } {
   const wanted = placeholderAddress(address.family, address.family === "unix" ? address.path : null);
-  if (wanted.family === "unix") return wanted;
+  if (wanted.family === "unix") return { placeholder: wanted, likely: -1 };
   using probe = bindListener(runtime, wanted, { port: 0 });
-  return localAddress(runtime, probe.number)!;
+  return { placeholder: localAddress(runtime, probe.number)!, likely: probe.number };
 }
 
 function placeholderAddress(family: SocketAddress["family"], path: string | null): SocketAddress {
@@ -135,22 +139,32 @@ function placeholderAddress(family: SocketAddress["family"], path: string | null
   return { family: "inet", hostname: `127.${b}.${c}.${1 + d! % 254}`, port: 0 };
 }
 
+/** Where a native server was found. */
+interface Found {
+  readonly descriptor: number;
+  /** Its entry in the event loop; none where there is no epoll. */
+  readonly registrations: readonly Registration[];
+}
+
 /** The native server may still be on its way: `open` need not wait for it. */
 async function findListening(
   runtime: Runtime,
   limits: Limits,
   name: string,
   placeholder: SocketAddress,
-): Promise<number> {
+  likely: number,
+): Promise<Found> {
   const until = Date.now() + limits.openMs;
+  const listens = (descriptor: number) => {
+    const address = localAddress(runtime, descriptor);
+    return address !== null && isPlaceholder(address, placeholder) && isListening(runtime, descriptor);
+  };
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
-    // The newest descriptors are the highest, most of the time.
-    const found = openDescriptors(runtime).findLast((descriptor) => {
-      const address = localAddress(runtime, descriptor);
-      return address !== null && isPlaceholder(address, placeholder) && isListening(runtime, descriptor);
-    });
-    const watched = found !== undefined && (!canPause(runtime) || registrationsOf(runtime, found).length > 0);
-    if (watched) return found;
+    const descriptor = listens(likely) ? likely : openDescriptors(runtime).findLast(listens);
+    if (descriptor !== undefined) {
+      const registrations = canPause(runtime) ? registrationsOf(runtime, descriptor) : [];
+      if (registrations.length > 0 || !canPause(runtime)) return { descriptor, registrations };
+    }
     if (Date.now() >= until) {
       throw notTaken(
         name,

@@ -51,6 +51,7 @@ interface Session {
   /** Resolves with the second connection. */
   readonly joined: Promise<ControlStream>;
   join(stream: ControlStream): void;
+  isJoined: boolean;
 }
 
 /** Answers on the control socket; one hand-over at a time. */
@@ -117,8 +118,12 @@ export class Incumbent {
 
   #join(head: FrameHead, stream: ControlStream): void {
     const { token } = parseJoin(head);
-    if (this.#session?.hello.token === token) return this.#session.join(stream);
-    throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", "Cannot join: the token is of no hand-over in progress");
+    const session = this.#session;
+    if (session?.hello.token !== token || session.isJoined) {
+      throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", "Cannot join: the token is of no hand-over that waits for it");
+    }
+    session.isJoined = true;
+    session.join(stream);
   }
 
   async #handOver(hello: Hello, conversation: Conversation): Promise<void> {
@@ -126,7 +131,7 @@ export class Incumbent {
     const version = this.#agree(hello, endpoints);
     let join = (_stream: ControlStream) => {};
     const joined = new Promise<ControlStream>((resolve) => join = resolve);
-    const session: Session = { hello, conversation, joined, join };
+    const session: Session = { hello, conversation, joined, join, isJoined: false };
     this.#session = session;
     try {
       await this.#offer(session, version, endpoints);
@@ -203,7 +208,7 @@ export class Incumbent {
         }
       }
     } finally {
-      stream.end();
+      stream.destroy();
     }
   }
 

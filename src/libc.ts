@@ -86,6 +86,8 @@ export const functions = {
   getdents64: { parameters: ["int", "bytes", "size_t"], result: "ssize_t", only: "linux" },
   /** `int statx(int folder, const char *path, int flags, unsigned mask, struct statx *status)` */
   statx: { parameters: ["int", "bytes", "int", "unsigned", "bytes"], result: "int", only: "linux" },
+  /** `long syscall(long number, ...)`, here with unsigned first, last and int flags: close_range(2) */
+  syscall: { parameters: ["int", "unsigned", "unsigned", "int"], result: "ssize_t", fixed: 1, only: "linux" },
   /** `int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)` */
   epoll_ctl: { parameters: ["int", "int", "int", "bytes"], result: "int", only: "linux" },
 } as const;

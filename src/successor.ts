@@ -12,7 +12,7 @@ import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "./credentials.ts";
 import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "./descriptors.ts";
-import { TakeoverError } from "./errors.ts";
+import { PeerLostError, TakeoverError } from "./errors.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "./limits.ts";
 import { connectPath } from "./listener.ts";
@@ -190,7 +190,7 @@ export function randomHex(): string {
 
 /** Whether the other process has gone, as opposed to having said no. */
 export function isLost(error: unknown): boolean {
-  return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_LOST";
+  return error instanceof PeerLostError;
 }
 
 async function receiveSockets(
@@ -201,7 +201,7 @@ async function receiveSockets(
   sockets: Inherited[],
 ): Promise<void> {
   using second = connectPath(runtime, path);
-  if (!second) throw new TakeoverError("ERR_TAKEOVER_LOST", `The incumbent no longer listens on ${path}`);
+  if (!second) throw new PeerLostError(`The incumbent no longer listens on ${path}`);
   checkPeerUser(runtime, second.number, allowUsers, "incumbent");
   const channel = batchChannel(runtime, second.number);
   await channel.send(encodeFrame({ type: "join", token }), [], limits.batchMs);

@@ -3,7 +3,7 @@ import test from "node:test";
 import { allocate, type Bytes, viewOf, writeField } from "../../src/bytes.ts";
 import { DescriptorChannel, type Received } from "../../src/channel.ts";
 import { cmsgSpace, decodeRights, encodeRights } from "../../src/cmsg.ts";
-import { disposeAll, openDescriptors, OwnedDescriptor } from "../../src/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
 import { errnoName } from "../../src/errno.ts";
 import { Msghdr } from "../../src/msghdr.ts";
 import type { Runtime } from "../../src/runtime.ts";
@@ -240,16 +240,14 @@ function withControlSize(size: number): Runtime {
   return { ...runtime, libc: { ...libc, recvmsg } };
 }
 
-/** What comes of ten descriptors and a short control buffer: an error, and not one descriptor more. */
+/** What comes of ten descriptors and a short control buffer; `keeping` sees that those that came are closed. */
 async function isTruncated(controlSize: number, arrivedCount: number): Promise<void> {
   using channel = channelPair(dataSize, withControlSize(controlSize));
   await channel.left.send(word, new Array(10).fill(channel.ends[0].number), patienceMs);
-  const before = openDescriptors(runtime);
   assert.throws(() => channel.right.receive(dataSize), {
     ...takeoverError("ERR_TAKEOVER_TRUNCATED"),
     message: new RegExp(`^Cannot receive all descriptors of a message: ${arrivedCount} arrived and were closed`),
   });
-  assert.deepEqual(openDescriptors(runtime), before);
 }
 
 test("DescriptorChannel.receive throws ERR_TAKEOVER_TRUNCATED for a short control buffer, and leaks nothing", keeping(() =>

@@ -58,18 +58,18 @@ async function isIdle(): Promise<void> {
 /** Paused, connections wait in the queue; resumed, they are answered; and so again. */
 async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
   const { endpoint, server, identity, copy } = await served(native);
-  using _copy = copy;
   try {
     for (const _round of [1, 2]) {
       endpoint.pause();
       endpoint.pause();
       const answers = [1, 2].map(() => native.ask(reachable(identity.address)));
-      await until(() => queuedCount(identity.address) === 2, "two connections in the queue");
+      await until(() => queuedCount(copy.number) === 2, "two connections in the queue");
       endpoint.resume();
       endpoint.resume();
       for (const answer of answers) assert.match(await answer, /hello/);
     }
   } finally {
+    copy[Symbol.dispose]();
     await native.close(server);
   }
 }
@@ -85,7 +85,7 @@ async function releases<T>(native: Native<T>): Promise<void> {
   assert.equal(endpoint.alive, false);
   assert.notEqual(cookieOf(runtime, descriptor), identity.cookie);
   const waiting = ask(reachable(identity.address)).catch((error: { code?: string }) => error.code);
-  await until(() => queuedCount(identity.address) === 1, "a connection in the queue of the copy");
+  await until(() => queuedCount(copy.number) === 1, "a connection in the queue of the copy");
   await isIdle();
   await native.close(server);
   await isIdle();
@@ -142,7 +142,7 @@ test("isIdle sees a registration that was left behind, which shows that it can f
   // Behind the runtime's back: its epoll goes on with the open file, which lives in the copy.
   libc.close(farNumber);
   const waiting = ask(reachable(address)).catch((error: { code?: string }) => error.code);
-  await until(() => queuedCount(address) === 1, "a connection in the queue of the copy");
+  await until(() => queuedCount(copy.number) === 1, "a connection in the queue of the copy");
   const share = await cpuShare();
   duplicateOver(runtime, copy.number, farNumber);
   unregister(runtime, registrations);

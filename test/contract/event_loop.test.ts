@@ -47,9 +47,9 @@ async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
       assert.deepEqual(unregister(runtime, registrations), registrations);
       assert.deepEqual(registrationsOf(runtime, descriptor), []);
       const answers = [1, 2, 3].map(() => native.ask(reachable(address)));
-      await until(() => queuedCount(address) === 3, "three connections in the queue");
+      await until(() => queuedCount(descriptor) === 3, "three connections in the queue");
       await sleep(50);
-      assert.equal(queuedCount(address), 3);
+      assert.equal(queuedCount(descriptor), 3);
       register(runtime, registrations);
       for (const answer of answers) assert.match(await answer, /hello/);
       assert.deepEqual(registrationsOf(runtime, descriptor), registrations);

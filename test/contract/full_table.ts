@@ -5,9 +5,10 @@
 
 import process from "node:process";
 import { DescriptorChannel } from "../../src/channel.ts";
-import { disposeAll, linkOf, openDescriptors, OwnedDescriptor } from "../../src/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
 import { socketPair } from "./pair.ts";
 import { runtime } from "./seam.ts";
+import { sameTable, steadyTable } from "./table.ts";
 
 const roomCount = Number(process.argv[2]);
 const [left, right] = socketPair();
@@ -15,18 +16,14 @@ const sender = new DescriptorChannel(runtime, left.number, 256);
 const receiver = new DescriptorChannel(runtime, right.number, 256);
 await sender.send(Uint8Array.of(1), new Array(10).fill(left.number), 10_000);
 
-const before = table();
+const before = await steadyTable();
 const fillers = filled();
 const filledCount = fillers.length;
 disposeAll(fillers.splice(0, roomCount));
 const outcome = received();
 disposeAll(fillers);
-console.log(JSON.stringify({ filledCount, leaked: table() !== before, ...outcome }));
+console.log(JSON.stringify({ filledCount, leaked: !sameTable(before, await steadyTable()), ...outcome }));
 process.exit(0);
-
-function table(): string {
-  return openDescriptors(runtime).map((number) => `${number} ${linkOf(runtime, number)}`).join("\n");
-}
 
 /** As many descriptors as there are numbers left. */
 function filled(): OwnedDescriptor[] {

@@ -7,13 +7,14 @@
 import assert from "node:assert/strict";
 import net from "node:net";
 import tls from "node:tls";
-import { toHex } from "../../src/bytes.ts";
-import { linkOf, openDescriptors, readFile } from "../../src/descriptors.ts";
+import { allocate, viewOf } from "../../src/bytes.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
 import type { Runtime } from "../../src/runtime.ts";
-import { type InetAddress, parseInet, type SocketAddress } from "../../src/sockaddr.ts";
+import type { SocketAddress } from "../../src/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
+import { descriptorTable, difference, sameTable, steadyTable } from "./table.ts";
+import "../unit/patience.ts";
 
 export { openNull, socketPair } from "./pair.ts";
 export { runtime } from "./seam.ts";
@@ -40,25 +41,27 @@ export function takeoverError(code: TakeoverErrorCode): { name: string; code: st
  */
 export function keeping(body: () => void | Promise<void>): () => Promise<void> {
   return async () => {
-    const before = descriptorTable();
+    const before = await steadyTable();
     await body();
-    await until(() => sameTable(before, descriptorTable()), () =>
-      `descriptors before:\n${shown(before, descriptorTable())}\nand after:\n${shown(descriptorTable(), before)}`);
+    await until(
+      () => sameTable(before, descriptorTable()),
+      () => `descriptors to be closed:\n${difference(descriptorTable(), before)}\nwhere there were:\n${
+        difference(before, descriptorTable())
+      }`,
+    );
   };
 }
 
-type Table = ReadonlyMap<number, string>;
-
-function descriptorTable(): Table {
-  return new Map(openDescriptors(runtime).map((number) => [number, linkOf(runtime, number)]));
-}
-
-function sameTable(a: Table, b: Table): boolean {
-  return a.size === b.size && [...a].every(([number, link]) => b.get(number) === link);
-}
-
-function shown(table: Table, other: Table): string {
-  return [...table].filter(([number, link]) => other.get(number) !== link).map(([n, link]) => `${n} ${link}`).join("\n");
+/** Looks again when it was not so: threads of the runtimes open files for a moment. */
+export async function eventually(assertion: () => void): Promise<void> {
+  for (let tries = 20;; tries--) {
+    try {
+      return assertion();
+    } catch (error) {
+      if (tries === 0) throw error;
+    }
+    await sleep(3);
+  }
 }
 
 /** Waits until something is so. */
@@ -105,16 +108,19 @@ function answerOn(socket: net.Socket): Promise<string> {
   });
 }
 
-/** How many connections wait in the accept queue of a TCP listener over IPv4 (proc_net_tcp). */
-export function queuedCount(address: SocketAddress): number {
-  const { hostname, port } = address as InetAddress;
-  const inReverse = toHex(parseInet(hostname)!.toReversed()).toUpperCase();
-  const local = `${inReverse}:${port.toString(16).toUpperCase().padStart(4, "0")}`;
-  const listening = "0A";
-  const lines = readFile(runtime, "/proc/self/net/tcp").split("\n").map((line) => line.trim().split(/\s+/));
-  const line = lines.find((columns) => columns[1] === local && columns[3] === listening);
-  assert.ok(line, `nothing listens on ${hostname}:${port}`);
-  return parseInt(line[4]!.split(":")[1]!, 16);
+/** Linux's TCP_INFO (tcp(7)): of a listener, `tcpi_unacked` is the length of its accept queue. */
+const IPPROTO_TCP = 6;
+const TCP_INFO = 11;
+const unackedOffset = 24;
+
+/** How many connections wait in the accept queue of a TCP listener. */
+export function queuedCount(descriptor: number): number {
+  const info = allocate(128);
+  const size = allocate(4);
+  viewOf(size).setUint32(0, info.length, true);
+  const result = runtime.libc.getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, size);
+  assert.equal(result, 0, `descriptor ${descriptor} is no TCP socket`);
+  return viewOf(info).getUint32(unackedOffset, true);
 }
 
 /** Every runtime opens descriptors for itself when it first uses the network, a timer or a child. */

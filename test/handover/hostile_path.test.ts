@@ -12,12 +12,14 @@ import { runtimes, startHttp } from "../support/server.ts";
 import {
   assertReport,
   descriptorsOf,
+  endOf,
   get,
-  hasDescriptors,
+  hasNoMoreDescriptors,
   onEvery,
   portOf,
   Scratch,
   skipReasonForUsers,
+  stableDescriptors,
   startPeer,
   Target,
 } from "./hostile_peers.ts";
@@ -33,6 +35,7 @@ describe("takeOver and a path that cannot be used", () => {
     await onEvery(targets, async (target) => {
       await using scratch = await Scratch.make();
       assert.equal((await target.attempt(scratch.path)).code, "none");
+      await stableDescriptors(target.server.pid);
     });
   });
   after(() => Promise.all(targets.map((target) => target[Symbol.asyncDispose]())));
@@ -50,7 +53,7 @@ describe("takeOver and a path that cannot be used", () => {
         const [files, descriptors] = [await readdir(scratch.folder), await descriptorsOf(target.server.pid)];
         assertReport(await target.attempt(path), code, sentence);
         assert.deepEqual(await readdir(scratch.folder), files);
-        await hasDescriptors(target.server.pid, descriptors);
+        await hasNoMoreDescriptors(target.server.pid, descriptors);
       });
   }
 
@@ -154,7 +157,7 @@ describe("takeOver and a path that cannot be used", () => {
       await writeFile(scratch.path, "precious");
       await using server = startHttp(runtime, { TAKEOVER: scratch.path, PORT: "0" });
       assertReport(await server.event("refused"), "ERR_TAKEOVER_PATH", /it is a file/);
-      assert.equal(await server.ended, 1);
+      assert.equal(await endOf(server), 1);
       assert.equal(await readFile(scratch.path, "utf8"), "precious");
     }));
 });
@@ -171,7 +174,7 @@ describe("takeOver and what was left behind", () => {
         assert.deepEqual([ready.generation, ready.inherited], [1, false]);
         assert.equal((await get(portOf(ready))).pid, server.pid);
         server.signal("SIGTERM");
-        assert.equal(await server.ended, 0, server.stderr);
+        assert.equal(await endOf(server), 0, server.stderr);
         assert.deepEqual(await readdir(dirname(path)), []);
       });
   }
@@ -222,7 +225,7 @@ describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
         "ERR_TAKEOVER_USER",
         /the successor: it runs as user 65534, expected 0/,
       );
-      assert.equal(await stranger.ended, 0);
+      assert.equal(await endOf(stranger), 0);
       assert.equal((await get(port)).pid, incumbent.pid);
     }));
 
@@ -232,7 +235,7 @@ describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
     await using incumbent = startHttp("node", env);
     await incumbent.event("ready");
     await using stranger = startPeer(env, { user: nobody });
-    assert.equal(await stranger.ended, 1);
+    assert.equal(await endOf(stranger), 1);
     assert.match(stranger.stderr, /PermissionError/);
   });
 
@@ -249,7 +252,7 @@ describe("takeOver and another user", { skip: skipReasonForUsers }, () => {
         "ERR_TAKEOVER_USER",
         /the incumbent: it runs as user 65534, expected 0/,
       );
-      assert.equal(await successor.ended, 1);
+      assert.equal(await endOf(successor), 1);
       assert.equal((await get(port)).pid, stranger.pid);
     }));
 });

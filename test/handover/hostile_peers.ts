@@ -47,6 +47,16 @@ export function startPeer(env: Record<string, string>, { misbehave, user }: Peer
   return new Server("python" as RuntimeName, "", env, command);
 }
 
+/** How a process ends, within the limits of patience. */
+export async function endOf(server: Server): Promise<number | string> {
+  let timer: NodeJS.Timeout | undefined;
+  const expiry = new Promise<never>((_, reject) => {
+    const events = () => server.events.map((event) => JSON.stringify(event)).join("\n");
+    timer = setTimeout(() => reject(new Error(`pid ${server.pid} does not end; it said:\n${events()}`)), patienceMs);
+  });
+  return await Promise.race([server.ended, expiry]).finally(() => clearTimeout(timer));
+}
+
 /** A folder for a control socket, removed with all that is in it. */
 export class Scratch implements AsyncDisposable {
   readonly folder: string;
@@ -130,10 +140,30 @@ export async function descriptorsOf(pid: number): Promise<string[]> {
   return links.filter((link) => link !== "").sort();
 }
 
-/** Waits until a process has exactly the descriptors that it had before. */
-export async function hasDescriptors(pid: number, before: readonly string[]): Promise<void> {
-  const found = await until(() => descriptorsOf(pid), (now) => now.join("\n") === before.join("\n"));
-  assert.deepEqual(found, before, `the descriptor table of pid ${pid} is not what it was`);
+/** Waits until two looks at the table are the same: what a runtime does late at its start is done. */
+export async function stableDescriptors(pid: number): Promise<void> {
+  let last = "";
+  await until(() => descriptorsOf(pid), (now) => {
+    const isSame = last === now.join("\n");
+    last = now.join("\n");
+    return isSame;
+  });
+}
+
+/** Waits until a process has no descriptor open that it had not before. */
+export async function hasNoMoreDescriptors(pid: number, before: readonly string[]): Promise<void> {
+  const more = await until(async () => without(await descriptorsOf(pid), before), (found) => found.length === 0);
+  assert.deepEqual(more, [], `pid ${pid} has left these open`);
+}
+
+/** The items of one list that are not in the other, each as often as it is there more often. */
+function without(items: readonly string[], others: readonly string[]): string[] {
+  const rest = [...others];
+  return items.filter((item) => {
+    const at = rest.indexOf(item);
+    if (at >= 0) rest.splice(at, 1);
+    return at < 0;
+  });
 }
 
 /** Asks until the answer is right, or patience ends; then with the last answer. */

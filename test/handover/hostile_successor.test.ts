@@ -15,12 +15,14 @@ import { type RuntimeName, runtimes, type Server, type ServerEvent, startHttp } 
 import {
   assertReport,
   descriptorsOf,
+  endOf,
   get,
-  hasDescriptors,
+  hasNoMoreDescriptors,
   onEvery,
   portOf,
   Scratch,
   skipReason,
+  stableDescriptors,
   startPeer,
   Target,
 } from "./hostile_peers.ts";
@@ -45,7 +47,7 @@ async function meet(runtime: RuntimeName, misbehave: string, use: (meeting: Meet
 async function assertEnds(runtime: RuntimeName, misbehave: string, code: string, sentence: RegExp): Promise<void> {
   await meet(runtime, misbehave, async ({ scratch, successor }) => {
     assertReport(await successor.event("refused"), code, sentence);
-    assert.equal(await successor.ended, 1);
+    assert.equal(await endOf(successor), 1);
     assert.ok(!successor.events.some(({ event }) => event === "ready"));
     assert.deepEqual(await readdir(scratch.folder), ["control.sock"]);
   });
@@ -63,7 +65,10 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
     before(async () => {
       targets.push(...runtimes.map((runtime) => new Target(runtime)));
       // What a runtime opens once and keeps is open after this.
-      await onEvery(targets, (target) => reportOf(target, "batch:none", () => {}));
+      await onEvery(targets, async (target) => {
+        await reportOf(target, "batch:none", () => {});
+        await stableDescriptors(target.server.pid);
+      });
     });
     after(() => Promise.all(targets.map((target) => target[Symbol.asyncDispose]())));
 
@@ -86,10 +91,10 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
         assertReport(report, code, sentence);
         assertReport(await incumbent.event("aborted"), code, sentence);
       });
-      await hasDescriptors(target.server.pid, descriptors);
+      await hasNoMoreDescriptors(target.server.pid, descriptors);
     }
 
-    /** A test: the successor throws with this code and this sentence, tells the incumbent, and has closed everything. */
+    /** A test: the successor throws with this code and this sentence, says so to the incumbent, and has closed all. */
     function refuses(what: string, misbehave: string, code: string, sentence: RegExp): void {
       test(`${what}: ${code}`, () => onEvery(targets, (target) => assertRefusal(target, misbehave, code, sentence)));
     }
@@ -100,7 +105,7 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
         onEvery(targets, async (target) => {
           const descriptors = await descriptorsOf(target.server.pid);
           await reportOf(target, misbehave, (report) => assertReport(report, code, sentence));
-          await hasDescriptors(target.server.pid, descriptors);
+          await hasNoMoreDescriptors(target.server.pid, descriptors);
         }));
     }
 
@@ -266,7 +271,7 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
         onEvery(runtimes, async (runtime) => {
           await meet(runtime, refuse("lease", "ERR_TAKEOVER_REVOKED"), async ({ successor }) => {
             assertReport(await successor.event("refused"), "ERR_TAKEOVER_REVOKED", /made up/);
-            assert.equal(await successor.ended, 1);
+            assert.equal(await endOf(successor), 1);
           });
         }));
     });
@@ -300,10 +305,10 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
             meet(runtime, misbehave, async ({ successor, incumbent }) => {
               const ready = await successor.event("ready");
               assert.deepEqual([ready.generation, ready.inherited], [generation, inherited], JSON.stringify(ready));
-              assert.equal(await incumbent.ended, 0);
+              assert.equal(await endOf(incumbent), 0);
               assert.equal((await get(portOf(ready))).pid, successor.pid);
               successor.signal("SIGTERM");
-              assert.equal(await successor.ended, 0, successor.stderr);
+              assert.equal(await endOf(successor), 0, successor.stderr);
             })));
       }
       serves("at once: the successor becomes the first", "die:connect", 1, false);

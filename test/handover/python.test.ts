@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { runtimes, type Server, startHttp } from "../support/server.ts";
-import { get, onEvery, portOf, Scratch, skipReason, startPeer } from "./hostile_peers.ts";
+import { endOf, get, onEvery, portOf, Scratch, skipReason, startPeer } from "./hostile_peers.ts";
 
 /** The servers that take over from each other, in this order. */
 const chain = ["deno", "python", "bun", "python", "node"] as const;
@@ -77,7 +77,7 @@ describe("A peer in Python", { skip: skipReason }, () => {
       assert.equal((await get(port)).pid, incumbent.pid);
       stopped.signal("SIGCONT");
       assert.equal((await stopped.event("refused")).code, "ERR_TAKEOVER_REVOKED");
-      assert.equal(await stopped.ended, 1);
+      assert.equal(await endOf(stopped), 1);
       assert.equal((await get(port)).pid, incumbent.pid);
     }));
 });
@@ -86,6 +86,6 @@ describe("A peer in Python", { skip: skipReason }, () => {
 async function assertReplaced(incumbent: Server | null, successor: Server): Promise<void> {
   if (incumbent === null) return;
   await successor.event("settled");
-  assert.equal(await incumbent.ended, 0, incumbent.stderr);
+  assert.equal(await endOf(incumbent), 0, incumbent.stderr);
   assert.ok(incumbent.events.some(({ event, role }) => event === "settled" && role === "incumbent"));
 }

@@ -12,13 +12,13 @@ import functools
 import json
 import os
 import queue
-import select
 import signal
 import socket
 import sys
 import threading
 import time
 
+from acceptor import Acceptor
 from incumbent import Incumbent
 from successor import Successor
 from wire import HELLO_S, Frames, Lost, TakeoverError, address_of, check_user, connect, say
@@ -33,63 +33,6 @@ class Settings:
         self.port = int(environment.get("PORT", 8080))
         self.settle_s = int(environment.get("SETTLE_MS", 10_000)) / 1_000
         self.drain_s = int(environment.get("DRAIN_MS", 30_000)) / 1_000
-
-
-class Acceptor:
-    """Accepts on a listener that other processes may hold too. Starts paused."""
-
-    def __init__(self, listener, handle):
-        self.listener = listener
-        self.open_count = 0
-        self._handle = handle
-        self._lock = threading.Lock()
-        self._running = threading.Event()
-        self._wake, self._woken = os.pipe()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def resume(self):
-        self._running.set()
-
-    def pause(self):
-        """Returns once nothing is accepted any more."""
-        self._running.clear()
-        os.write(self._woken, b"!")
-        with self._lock:
-            pass
-
-    def close(self):
-        """Closes this process's copy of the listener."""
-        self.pause()
-        self.listener.close()
-
-    def _run(self):
-        while True:
-            self._running.wait()
-            readable, _, _ = select.select([self.listener, self._wake], [], [])
-            if self._wake in readable:
-                os.read(self._wake, 1)
-            connection = self._accept()
-            if connection:
-                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
-
-    def _accept(self):
-        with self._lock:
-            if not self._running.is_set():
-                return None
-            try:
-                connection, _ = self.listener.accept()
-            except BlockingIOError:
-                # Another process that has the listener was faster.
-                return None
-            self.open_count += 1
-            return connection
-
-    def _serve(self, connection):
-        try:
-            self._handle(connection)
-        finally:
-            with self._lock:
-                self.open_count -= 1
 
 
 class Peer:
@@ -344,8 +287,8 @@ def read_head(connection):
 
 
 def response(body):
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
+    fields = ["Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close"]
+    return "\r\n".join(["HTTP/1.1 200 OK", *fields, "", ""]).encode() + body
 
 
 def elapsed_ms(start):

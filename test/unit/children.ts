@@ -9,6 +9,7 @@ import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
+import "./patience.ts";
 
 /** How long a child may take; far beyond what it does take. */
 const patienceMs = 60_000;

@@ -10,6 +10,7 @@ import type { TakeoverErrorCode } from "../../src/errors.ts";
 import { encodeFrame, type FrameHead, FrameReader } from "../../src/frame.ts";
 import { bindTable } from "../../src/libc.ts";
 import type { ControlStream, Runtime, StreamHandlers } from "../../src/runtime.ts";
+import "./patience.ts";
 
 /** The layouts of Linux, on the most common machine. */
 export const linux: Abi = abiOf("linux", "x64");
