@@ -63,13 +63,13 @@ test("unregister pauses node:net and register resumes it", keeping(() => pausesA
 
 test("unregister pauses node:http and register resumes it", keeping(() => pausesAndResumes(nodeHttp)));
 
-test("unregister pauses Deno.serve and register resumes it", onDeno, keeping(() => pausesAndResumes(denoServe)));
+onDeno("unregister pauses Deno.serve and register resumes it", keeping(() => pausesAndResumes(denoServe)));
 
-test("unregister pauses Deno.listen and register resumes it", onDeno, keeping(() => pausesAndResumes(denoListen)));
+onDeno("unregister pauses Deno.listen and register resumes it", keeping(() => pausesAndResumes(denoListen)));
 
-test("unregister pauses Bun.serve and register resumes it", onBun, keeping(() => pausesAndResumes(bunServe)));
+onBun("unregister pauses Bun.serve and register resumes it", keeping(() => pausesAndResumes(bunServe)));
 
-test("unregister pauses Bun.listen and register resumes it", onBun, keeping(() => pausesAndResumes(bunListen)));
+onBun("unregister pauses Bun.listen and register resumes it", keeping(() => pausesAndResumes(bunListen)));
 
 test("registrationsOf gives the one registration of a server's descriptor, in an epoll of this process", keeping(async () => {
   const { server, descriptor } = await opened(nodeNet);

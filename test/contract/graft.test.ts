@@ -70,37 +70,37 @@ async function answersUnix<T>(native: Native<T>): Promise<void> {
   assert.deepEqual(readdirSync(folder.path), ["web"]);
 }
 
-test("adopt puts an IPv4 listener into Deno.serve", onDeno, keeping(() => answersInet4(denoServe)));
+onDeno("adopt puts an IPv4 listener into Deno.serve", keeping(() => answersInet4(denoServe)));
 
-test("adopt puts an IPv6-only listener into Deno.serve", onDeno, keeping(() => answersInet6(denoServe)));
+onDeno("adopt puts an IPv6-only listener into Deno.serve", keeping(() => answersInet6(denoServe)));
 
-test("adopt puts a dual-stack listener into Deno.serve", onDeno, keeping(() => answersDual(denoServe)));
+onDeno("adopt puts a dual-stack listener into Deno.serve", keeping(() => answersDual(denoServe)));
 
-test("adopt puts a Unix listener into Deno.serve", onDeno, keeping(() => answersUnix(denoServe)));
+onDeno("adopt puts a Unix listener into Deno.serve", keeping(() => answersUnix(denoServe)));
 
-test("adopt puts an IPv4 listener into Deno.listen", onDeno, keeping(() => answersInet4(denoListen)));
+onDeno("adopt puts an IPv4 listener into Deno.listen", keeping(() => answersInet4(denoListen)));
 
-test("adopt puts an IPv6-only listener into Deno.listen", onDeno, keeping(() => answersInet6(denoListen)));
+onDeno("adopt puts an IPv6-only listener into Deno.listen", keeping(() => answersInet6(denoListen)));
 
-test("adopt puts a dual-stack listener into Deno.listen", onDeno, keeping(() => answersDual(denoListen)));
+onDeno("adopt puts a dual-stack listener into Deno.listen", keeping(() => answersDual(denoListen)));
 
-test("adopt puts a Unix listener into Deno.listen", onDeno, keeping(() => answersUnix(denoListen)));
+onDeno("adopt puts a Unix listener into Deno.listen", keeping(() => answersUnix(denoListen)));
 
-test("adopt puts an IPv4 listener into Bun.serve", onBun, keeping(() => answersInet4(bunServe)));
+onBun("adopt puts an IPv4 listener into Bun.serve", keeping(() => answersInet4(bunServe)));
 
-test("adopt puts an IPv6-only listener into Bun.serve", onBun, keeping(() => answersInet6(bunServe)));
+onBun("adopt puts an IPv6-only listener into Bun.serve", keeping(() => answersInet6(bunServe)));
 
-test("adopt puts a dual-stack listener into Bun.serve", onBun, keeping(() => answersDual(bunServe)));
+onBun("adopt puts a dual-stack listener into Bun.serve", keeping(() => answersDual(bunServe)));
 
-test("adopt puts a Unix listener into Bun.serve", onBun, keeping(() => answersUnix(bunServe)));
+onBun("adopt puts a Unix listener into Bun.serve", keeping(() => answersUnix(bunServe)));
 
-test("adopt puts an IPv4 listener into Bun.listen", onBun, keeping(() => answersInet4(bunListen)));
+onBun("adopt puts an IPv4 listener into Bun.listen", keeping(() => answersInet4(bunListen)));
 
-test("adopt puts an IPv6-only listener into Bun.listen", onBun, keeping(() => answersInet6(bunListen)));
+onBun("adopt puts an IPv6-only listener into Bun.listen", keeping(() => answersInet6(bunListen)));
 
-test("adopt puts a dual-stack listener into Bun.listen", onBun, keeping(() => answersDual(bunListen)));
+onBun("adopt puts a dual-stack listener into Bun.listen", keeping(() => answersDual(bunListen)));
 
-test("adopt puts a Unix listener into Bun.listen", onBun, keeping(() => answersUnix(bunListen)));
+onBun("adopt puts a Unix listener into Bun.listen", keeping(() => answersUnix(bunListen)));
 
 test("adopt puts an IPv4 listener into node:http", keeping(() => answersInet4(nodeHttp)));
 
@@ -268,7 +268,7 @@ test("deadListener is a listener on loopback or an abstract name, which the kern
   }
 }));
 
-test("Deno.serve prints the true address and not the placeholder's", onDeno, async () => {
+onDeno("Deno.serve prints the true address and not the placeholder's", async () => {
   const { stdout, stderr, status } = await runHere(`
     import { takeOver } from "${new URL("../../mod.ts", import.meta.url)}";
     const takeover = await takeOver(Deno.makeTempDirSync() + "/takeover.sock");

@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import test from "node:test";
 import { runHere } from "../unit/children.ts";
 import { onDeno } from "./support.ts";
 
@@ -27,20 +26,20 @@ function deniesBoth({ name, code, message, cause }: Record<string, unknown>): vo
   assert.match(message as string, /--allow-net/);
 }
 
-test("openRuntime throws ERR_TAKEOVER_PERMISSION without --allow-ffi, and names both permissions", onDeno, async () => {
+onDeno("openRuntime throws ERR_TAKEOVER_PERMISSION without --allow-ffi, and names both permissions", async () => {
   deniesBoth(await errorWith([], "await openRuntime();"));
   deniesBoth(await errorWith(["--allow-net"], "await openRuntime();"));
 });
 
-test("openRuntime throws ERR_TAKEOVER_PERMISSION when --allow-ffi names another file", onDeno, async () => {
+onDeno("openRuntime throws ERR_TAKEOVER_PERMISSION when --allow-ffi names another file", async () => {
   deniesBoth(await errorWith(["--allow-net", "--allow-ffi=libc.so.6"], "await openRuntime();"));
 });
 
-test("openRuntime needs --allow-ffi and nothing else", onDeno, async () => {
+onDeno("openRuntime needs --allow-ffi and nothing else", async () => {
   assert.deepEqual(await errorWith(["--allow-ffi"], "await openRuntime();"), {});
 });
 
-test("takeOver needs --allow-ffi and --allow-net and nothing else", onDeno, async () => {
+onDeno("takeOver needs --allow-ffi and --allow-net and nothing else", async () => {
   const program = `
     const path = "/tmp/takeover-test-" + (await openRuntime()).libc.getpid() + ".sock";
     const takeover = await takeOver(path);

@@ -6,10 +6,10 @@
 
 import assert from "node:assert/strict";
 import net from "node:net";
+import { test } from "node:test";
 import tls from "node:tls";
 import { allocate, viewOf } from "../../src/bytes.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
-import type { Runtime } from "../../src/runtime.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
@@ -22,12 +22,14 @@ export { runtime } from "./seam.ts";
 /** Far longer than anything here takes. */
 export const patienceMs = 30_000;
 
-/** Options of a test that only one runtime can run. */
-export const onDeno = only("deno");
-export const onBun = only("bun");
+/** A test of what only Deno has; on the others there is nothing to skip. */
+export function onDeno(name: string, body: () => void | Promise<void>): void {
+  if (runtime.name === "deno") test(name, body);
+}
 
-function only(name: Runtime["name"]): { skip: string | false } {
-  return { skip: runtime.name === name ? false : `only ${name} has this` };
+/** A test of what only Bun has. */
+export function onBun(name: string, body: () => void | Promise<void>): void {
+  if (runtime.name === "bun") test(name, body);
 }
 
 /** What `assert.throws` and `assert.rejects` compare an error with. */

@@ -18,14 +18,20 @@ import { type RuntimeName, runtimes, Server, type ServerEvent } from "../support
 
 const patienceMs = 30_000;
 
-/** Why these tests cannot run here, or false. Where everything has to be there, they fail instead. */
-export const skipReason: string | false = process.env.CI !== "true" && spawnSync("python3", ["--version"]).status !== 0
-  ? "python3 is not installed: the peer that they need is written in it"
-  : false;
+const isPythonThere = spawnSync("python3", ["--version"]).status === 0;
+const isRoot = process.getuid!() === 0;
+
+/** Where everything has to be there: what is missing makes the tests fail, and not skip. */
+const isStrict = process.env.CI === "true";
+
+/** Why these tests cannot run here, or false. */
+export const skipReason: string | false = isPythonThere || isStrict
+  ? false
+  : "python3 is not installed: the peer that they need is written in it";
 
 /** The same for tests that run a process as another user. */
 export const skipReasonForUsers: string | false = skipReason ||
-  (process.env.CI !== "true" && process.getuid!() !== 0 ? "only root can run a process as another user" : false);
+  (isRoot || isStrict ? false : "only root can run a process as another user");
 
 /** Where Python keeps what it has compiled, so that it need not do so in every test. */
 const cache = mkdtempSync(join(tmpdir(), "takeover-peer-"));
@@ -40,6 +46,7 @@ export interface PeerOptions {
 
 /** Starts the peer in Python. */
 export function startPeer(env: Record<string, string>, { misbehave, user }: PeerOptions = {}): Server {
+  if (!isPythonThere) throw new Error("python3 is not installed");
   // Without site-packages and the environment, which are not the peer's business.
   const command = ["python3", "-ESs", "-X", `pycache_prefix=${cache}`, join(root, "test/peers/peer.py")];
   if (misbehave !== undefined) command.push("--misbehave", misbehave);
