@@ -26,7 +26,7 @@ import { Takeover, type TakeoverOptions } from "./src/takeover.ts";
  * Takes over from the process that answers on a path, or becomes the first.
  *
  * @param path The control socket: a path of at most 107 bytes (macOS 103) in a
- *   folder that other users cannot write. It is made with mode 0600.
+ *   folder that not everybody can write. It is made with mode 0600.
  * @param options Limits, users, required names.
  * @returns The takeover. As a successor, every socket of the incumbent is here
  *   and verified, and the incumbent still serves.

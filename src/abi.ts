@@ -112,6 +112,7 @@ export type ConstantName =
   | "F_SETFD"
   | "F_GETFL"
   | "F_SETFL"
+  | "F_DUPFD_CLOEXEC"
   | "FD_CLOEXEC"
   | "RLIMIT_NOFILE"
   | "LOCK_EX"
@@ -266,6 +267,7 @@ const linuxConstants: Constants = {
   F_SETFD: 2,
   F_GETFL: 3,
   F_SETFL: 4,
+  F_DUPFD_CLOEXEC: 1030,
   FD_CLOEXEC: 1,
   RLIMIT_NOFILE: 7,
   LOCK_EX: 2,
@@ -307,6 +309,7 @@ const darwinConstants: Constants = {
   F_SETFD: 2,
   F_GETFL: 3,
   F_SETFL: 4,
+  F_DUPFD_CLOEXEC: 67,
   FD_CLOEXEC: 1,
   RLIMIT_NOFILE: 8,
   LOCK_EX: 2,

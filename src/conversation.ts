@@ -36,7 +36,13 @@ export class Conversation {
   /** Rejects when the conversation is over, for waits on something else. */
   readonly failed: Promise<never> = new Promise((_, reject) => this.#reportFailure = reject);
 
-  constructor(stream: ControlStream, role: Role, limits: Limits) {
+  /**
+   * @param stream The connection.
+   * @param role Which side this process is on.
+   * @param unread What the runtime had not read when it closed the connection:
+   *   after a failed write it drops what has arrived, which may be the last word.
+   */
+  constructor(stream: ControlStream, role: Role, limits: Limits, unread: () => Uint8Array = () => new Uint8Array(0)) {
     this.stream = stream;
     this.#role = role;
     this.#other = role === "incumbent" ? "successor" : "incumbent";
@@ -45,6 +51,7 @@ export class Conversation {
     stream.start({
       data: (bytes) => this.#data(bytes),
       close: () => {
+        this.#data(unread());
         this.#streamClosed = true;
         this.#fail(lost(this.#other));
       },

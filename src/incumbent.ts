@@ -141,6 +141,7 @@ export class Incumbent {
       await this.#lease(session, claimed);
     } finally {
       this.#session = null;
+      void joined.then((stream) => stream.destroy());
     }
   }
 

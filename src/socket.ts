@@ -130,6 +130,25 @@ export function setCloseOnExec({ abi, libc }: Runtime, descriptor: number): void
   checked(abi, "fcntl", libc.fcntl(descriptor, F_SETFD, FD_CLOEXEC));
 }
 
+/** A second descriptor for the same socket, close-on-exec. */
+export function duplicate({ abi, libc }: Runtime, descriptor: number): number {
+  return checked(abi, "fcntl", libc.fcntl(descriptor, abi.constants.F_DUPFD_CLOEXEC, 0));
+}
+
+/** Everything that can be read from a non-blocking descriptor now; nothing more after an error. */
+export function readAvailable({ libc }: Runtime, descriptor: number): Bytes {
+  const chunk = allocate(64 * 1024);
+  let all = new Uint8Array(0);
+  for (;;) {
+    const size = libc.read(descriptor, chunk, chunk.length);
+    if (size <= 0) return all;
+    const longer = new Uint8Array(all.length + size);
+    longer.set(all);
+    longer.set(chunk.subarray(0, size), all.length);
+    all = longer;
+  }
+}
+
 /**
  * Puts a copy of one descriptor under another's number, closing what was there
  * (dup3(2)).

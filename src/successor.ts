@@ -9,10 +9,11 @@
  */
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
+import type { DescriptorChannel } from "./channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "./credentials.ts";
-import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "./descriptors.ts";
-import { PeerLostError, TakeoverError } from "./errors.ts";
+import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "./descriptors.ts";
+import { isSystemError, PeerLostError, TakeoverError } from "./errors.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "./limits.ts";
 import { connectPath } from "./listener.ts";
@@ -20,7 +21,7 @@ import { type Offer, type OfferedEndpoint, parseBatch, parseLease, parseOffer, t
 import { versions } from "./protocol.ts";
 import type { Runtime } from "./runtime.ts";
 import { formatAddress, sameAddress } from "./sockaddr.ts";
-import { identify, setNonBlocking, type SocketIdentity } from "./socket.ts";
+import { duplicate, identify, readAvailable, setNonBlocking, type SocketIdentity } from "./socket.ts";
 
 /** What the successor's process is and wants. */
 export interface SuccessorOptions {
@@ -43,6 +44,7 @@ export interface Inherited {
 /** How many signs of life a successor gives in the time that it may be silent. */
 const aliveCount = 5;
 const shortestAliveMs = 10;
+const longestAliveMs = 60_000;
 
 /** One hand-over, from the first byte to settled. */
 export class Succession {
@@ -76,7 +78,7 @@ export class Succession {
     const { runtime, limits, instance } = options;
     using owned = connection;
     checkPeerUser(runtime, owned.number, options.allowUsers, "incumbent");
-    const conversation = new Conversation(runtime.adoptStream(owned.take()), "successor", limits);
+    const conversation = converse(runtime, owned, limits);
     const sockets: Inherited[] = [];
     try {
       const token = randomHex();
@@ -115,7 +117,7 @@ export class Succession {
       if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "leaseMs");
       conversation.send({ type: "ready", claimed } as { type: string });
       const { silenceMs } = parseLease(await conversation.receive(this.#limits.leaseMs, "leaseMs"));
-      this.#leaseEnd = this.#keepLease(Math.max(shortestAliveMs, silenceMs / aliveCount));
+      this.#leaseEnd = this.#keepLease(aliveEveryMs(silenceMs));
       // Looked at in settle; until then nobody waits for it.
       this.#leaseEnd.catch(() => {});
     } catch (error) {
@@ -183,6 +185,23 @@ export class Succession {
   }
 }
 
+function aliveEveryMs(silenceMs: number): number {
+  return Math.min(Math.max(shortestAliveMs, silenceMs / aliveCount), longestAliveMs);
+}
+
+/**
+ * The control connection, with a copy of its descriptor kept until it closes:
+ * a process that was stopped may say alive before it reads that its lease has
+ * been revoked, and must not take the failed write for the incumbent's death.
+ */
+function converse(runtime: Runtime, connection: OwnedDescriptor, limits: Limits): Conversation {
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, connection.number));
+  return new Conversation(runtime.adoptStream(connection.take()), "successor", limits, () => {
+    using last = copy;
+    return readAvailable(runtime, last.number);
+  });
+}
+
 /** 128 random bits in hexadecimal. */
 export function randomHex(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -204,7 +223,7 @@ async function receiveSockets(
   if (!second) throw new PeerLostError(`The incumbent no longer listens on ${path}`);
   checkPeerUser(runtime, second.number, allowUsers, "incumbent");
   const channel = batchChannel(runtime, second.number);
-  await channel.send(encodeFrame({ type: "join", token }), [], limits.batchMs);
+  await joinWith(channel, token, limits);
   const batches = batchesOf(offer.endpoints, runtime.abi.descriptorsPerMessage);
   for (const [number, endpoints] of batches.entries()) {
     try {
@@ -219,6 +238,15 @@ async function receiveSockets(
       if (isLost(error) && sockets.length > 0) return;
       throw error;
     }
+  }
+}
+
+async function joinWith(channel: DescriptorChannel, token: string, limits: Limits): Promise<void> {
+  try {
+    await channel.send(encodeFrame({ type: "join", token }), [], limits.batchMs);
+  } catch (cause) {
+    if (!isSystemError(cause, "EPIPE", "ECONNRESET")) throw cause;
+    throw new PeerLostError("The incumbent has ended the connection for descriptors", { cause });
   }
 }
 

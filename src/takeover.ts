@@ -50,6 +50,7 @@ type Stage = "starting" | "serving" | "leased" | "released" | "closed";
 
 /** How often a path is met again whose incumbent vanished in the middle of it. */
 const meetCount = 20;
+const meetAgainMs = 10;
 
 /** What a process has once it knows whether it is the first. */
 interface Beginning {
@@ -158,6 +159,7 @@ export class Takeover implements AsyncDisposable {
       } catch (error) {
         // An incumbent that ended in the middle leaves a stale path behind.
         if (!isLost(error) || tries === meetCount) throw error;
+        await new Promise((resolve) => setTimeout(resolve, meetAgainMs));
       }
     }
   }

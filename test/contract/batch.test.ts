@@ -1,10 +1,9 @@
 import assert from "node:assert/strict";
-import test from "node:test";
-import { batchChannel, receiveBatch, encodeBatchHead } from "../../src/batch.ts";
+import { batchChannel, encodeBatchHead, receiveBatch } from "../../src/batch.ts";
 import type { DescriptorChannel } from "../../src/channel.ts";
 import { disposeAll, type OwnedDescriptor } from "../../src/descriptors.ts";
 import { cookieOf } from "../../src/socket.ts";
-import { keeping, openNull, patienceMs, runtime, sleep, socketPair, takeoverError } from "./support.ts";
+import { openNull, patienceMs, runtime, sleep, socketPair, takeoverError, test } from "./support.ts";
 
 const announced = { number: 3, count: 2 };
 const head = encodeBatchHead(announced);
@@ -33,7 +32,7 @@ function cookie({ number }: OwnedDescriptor): string {
   return cookieOf(runtime, number);
 }
 
-/** A batch that is refused; `keeping` sees that what came with it has been closed. */
+/** A batch that is refused; `test` sees that what came with it has been closed. */
 async function refuses(
   code: "ERR_TAKEOVER_PROTOCOL" | "ERR_TAKEOVER_LOST" | "ERR_TAKEOVER_TIMEOUT",
   send: Parameters<typeof receiveFrom>[0],
@@ -42,68 +41,84 @@ async function refuses(
   await assert.rejects(receiveFrom(send, limitMs), takeoverError(code));
 }
 
-test("receiveBatch gives the descriptors of a batch, in order", keeping(async () => {
+test("receiveBatch gives the descriptors of a batch, in order", async () => {
   disposeAll(await receiveFrom((channel, descriptors) => channel.send(head, descriptors, patienceMs)));
-}));
+});
 
-test("receiveBatch waits for a batch that comes later", keeping(async () => {
-  disposeAll(await receiveFrom(async (channel, descriptors) => {
-    await sleep(20);
-    await channel.send(head, descriptors, patienceMs);
-  }));
-}));
+test("receiveBatch waits for a batch that comes later", async () => {
+  disposeAll(
+    await receiveFrom(async (channel, descriptors) => {
+      await sleep(20);
+      await channel.send(head, descriptors, patienceMs);
+    }),
+  );
+});
 
-test("receiveBatch takes a head that comes in parts, with descriptors on any of them", keeping(async () => {
-  disposeAll(await receiveFrom(async (channel, [first, second]) => {
-    await channel.send(head.slice(0, 1), [first!], patienceMs);
-    await sleep(10);
-    await channel.send(head.slice(1, 10), [], patienceMs);
-    await channel.send(head.slice(10), [second!], patienceMs);
-  }));
-}));
+test("receiveBatch takes a head that comes in parts, with descriptors on any of them", async () => {
+  disposeAll(
+    await receiveFrom(async (channel, [first, second]) => {
+      await channel.send(head.slice(0, 1), [first!], patienceMs);
+      await sleep(10);
+      await channel.send(head.slice(1, 10), [], patienceMs);
+      await channel.send(head.slice(10), [second!], patienceMs);
+    }),
+  );
+});
 
-test("receiveBatch refuses another number", keeping(() =>
-  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
-    channel.send(encodeBatchHead({ ...announced, number: 4 }), descriptors, patienceMs))
-));
+test("receiveBatch refuses another number", () =>
+  refuses(
+    "ERR_TAKEOVER_PROTOCOL",
+    (channel, descriptors) => channel.send(encodeBatchHead({ ...announced, number: 4 }), descriptors, patienceMs),
+  ));
 
-test("receiveBatch refuses another count in the head", keeping(() =>
-  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
-    channel.send(encodeBatchHead({ ...announced, count: 1 }), descriptors, patienceMs))
-));
+test("receiveBatch refuses another count in the head", () =>
+  refuses(
+    "ERR_TAKEOVER_PROTOCOL",
+    (channel, descriptors) => channel.send(encodeBatchHead({ ...announced, count: 1 }), descriptors, patienceMs),
+  ));
 
-test("receiveBatch refuses a head without the magic", keeping(() =>
+test("receiveBatch refuses a head without the magic", () =>
   refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) => {
     const wrong = head.slice();
     wrong[0] = 0;
     return channel.send(wrong, descriptors, patienceMs);
-  })
-));
+  }));
 
-test("receiveBatch refuses fewer descriptors than were announced, and closes them", keeping(() =>
-  refuses("ERR_TAKEOVER_PROTOCOL", (channel, [first]) => channel.send(head, [first!], patienceMs))
-));
+test("receiveBatch refuses fewer descriptors than were announced, and closes them", () =>
+  refuses("ERR_TAKEOVER_PROTOCOL", (channel, [first]) => channel.send(head, [first!], patienceMs)));
 
-test("receiveBatch refuses more descriptors than were announced, and closes them", keeping(() =>
-  refuses("ERR_TAKEOVER_PROTOCOL", (channel, descriptors) =>
-    channel.send(head, [...descriptors, ...descriptors], patienceMs))
-));
+test("receiveBatch refuses more descriptors than were announced, and closes them", () =>
+  refuses(
+    "ERR_TAKEOVER_PROTOCOL",
+    (channel, descriptors) => channel.send(head, [...descriptors, ...descriptors], patienceMs),
+  ));
 
-test("receiveBatch throws ERR_TAKEOVER_LOST when the connection ends inside a head", keeping(() =>
+test("receiveBatch throws ERR_TAKEOVER_LOST when the connection ends inside a head", () =>
   refuses("ERR_TAKEOVER_LOST", async (channel, descriptors, end) => {
     await channel.send(head.slice(0, 5), descriptors, patienceMs);
     end[Symbol.dispose]();
-  })
-));
+  }));
 
-test("receiveBatch throws ERR_TAKEOVER_TIMEOUT when the rest of a head does not come", keeping(() =>
+test("receiveBatch throws ERR_TAKEOVER_LOST when the other side has gone with bytes of ours unread", async () => {
+  const [left, right] = socketPair();
+  using _left = left;
+  using _right = right;
+  const receiver = batchChannel(runtime, right.number);
+  await receiver.send(Uint8Array.of(1), [], patienceMs);
+  left[Symbol.dispose]();
+  await assert.rejects(receiveBatch(receiver, announced, patienceMs), {
+    ...takeoverError("ERR_TAKEOVER_LOST"),
+    message: "The incumbent has reset the connection for descriptors",
+  });
+});
+
+test("receiveBatch throws ERR_TAKEOVER_TIMEOUT when the rest of a head does not come", () =>
   refuses("ERR_TAKEOVER_TIMEOUT", async (channel, descriptors) => {
     await channel.send(head.slice(0, 5), descriptors, patienceMs);
     await sleep(40);
-  }, 20)
-));
+  }, 20));
 
-test("receiveBatch leaves the bytes behind a head for the next batch", keeping(async () => {
+test("receiveBatch leaves the bytes behind a head for the next batch", async () => {
   const [left, right] = socketPair();
   using _left = left;
   using _right = right;
@@ -116,4 +131,4 @@ test("receiveBatch leaves the bytes behind a head for the next batch", keeping(a
   const second = await receiveBatch(receiver, { number: 1, count: 2 }, patienceMs);
   disposeAll([...first, ...second]);
   assert.deepEqual([first.length, second.length], [1, 2]);
-}));
+});

@@ -1,45 +1,44 @@
 import assert from "node:assert/strict";
 import { chmodSync, statSync } from "node:fs";
-import test from "node:test";
 import { checkPeerUser, peerUser } from "../../src/credentials.ts";
 import { bindListener, connectPath } from "../../src/listener.ts";
 import type { ControlStream } from "../../src/runtime.ts";
 import { binaries } from "../support/binaries.mjs";
 import { run, TemporaryFolder } from "../unit/children.ts";
-import { keeping, openNull, runtime, socketPair, takeoverError } from "./support.ts";
+import { openNull, runtime, socketPair, takeoverError, test } from "./support.ts";
 
 const { libc } = runtime;
 const own = libc.geteuid();
 const nobody = 65_534;
 const asRoot = { skip: own === 0 ? false : "only root can connect as another user" };
 
-test("peerUser gives this process's user for both ends of its own pair", keeping(() => {
+test("peerUser gives this process's user for both ends of its own pair", () => {
   const [left, right] = socketPair();
   using _left = left;
   using _right = right;
   assert.equal(peerUser(runtime, left.number), own);
   assert.equal(peerUser(runtime, right.number), own);
-}));
+});
 
-test("peerUser gives the user of the process that listens", keeping(() => {
+test("peerUser gives the user of the process that listens", () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   using _listener = bindListener(runtime, address, address);
   using connection = connectPath(runtime, address.path)!;
   assert.equal(peerUser(runtime, connection.number), own);
-}));
+});
 
-test("peerUser throws a SystemError for what is no Unix connection", keeping(() => {
+test("peerUser throws a SystemError for what is no Unix connection", () => {
   using file = openNull();
   assert.throws(() => peerUser(runtime, file.number), { name: "SystemError", code: "ENOTSOCK" });
-}));
+});
 
-test("checkPeerUser lets this process's own user through", keeping(() => {
+test("checkPeerUser lets this process's own user through", () => {
   const [left, right] = socketPair();
   using _left = left;
   using _right = right;
   checkPeerUser(runtime, left.number, [], "successor");
-}));
+});
 
 /** What checkPeerUser makes of a process of another user that connects. */
 async function checkNobody(check: (stream: ControlStream) => void): Promise<void> {
@@ -66,21 +65,21 @@ async function checkNobody(check: (stream: ControlStream) => void): Promise<void
   if (failure !== null) throw failure;
 }
 
-test("checkPeerUser refuses another user, and names both", asRoot, keeping(async () => {
+test("checkPeerUser refuses another user, and names both", asRoot, async () => {
   await assert.rejects(checkNobody(({ descriptor }) => checkPeerUser(runtime, descriptor, [], "successor")), {
     ...takeoverError("ERR_TAKEOVER_USER"),
     message: /^Cannot trust the successor: it runs as user 65534, expected 0;/,
   });
-}));
+});
 
-test("checkPeerUser lets a user through that the application named", asRoot, keeping(async () => {
+test("checkPeerUser lets a user through that the application named", asRoot, async () => {
   await checkNobody(({ descriptor }) => {
     assert.equal(peerUser(runtime, descriptor), nobody);
     checkPeerUser(runtime, descriptor, [4_711, nobody], "successor");
   });
-}));
+});
 
-test("libc.geteuid gives the user that new files belong to", keeping(() => {
+test("libc.geteuid gives the user that new files belong to", () => {
   using folder = new TemporaryFolder();
   assert.equal(statSync(folder.path).uid, own);
-}));
+});

@@ -1,10 +1,9 @@
 import assert from "node:assert/strict";
 import net from "node:net";
-import test from "node:test";
 import { acceptedCount, connectionsEnd } from "../../src/drain.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
-import { keeping, patienceMs, reachable, runtime, until } from "./support.ts";
+import { patienceMs, reachable, runtime, test, until } from "./support.ts";
 
 /** A server that keeps its connections, and that many clients. */
 async function connected(options: net.ListenOptions, count: number): Promise<{
@@ -27,7 +26,7 @@ async function connected(options: net.ListenOptions, count: number): Promise<{
   return { address, clients, close };
 }
 
-test("acceptedCount counts what came in through the addresses, and not the other ends", keeping(async () => {
+test("acceptedCount counts what came in through the addresses, and not the other ends", async () => {
   const { address, clients, close } = await connected({ host: "127.0.0.1", port: 0 }, 3);
   assert.equal(acceptedCount(runtime, [address]), 3);
   assert.equal(acceptedCount(runtime, []), 0);
@@ -36,24 +35,24 @@ test("acceptedCount counts what came in through the addresses, and not the other
   await until(() => acceptedCount(runtime, [address]) === 2, "two connections");
   await close();
   assert.equal(acceptedCount(runtime, [address]), 0);
-}));
+});
 
-test("acceptedCount counts connections over IPv6, and over IPv4 to a dual-stack listener", keeping(async () => {
+test("acceptedCount counts connections over IPv6, and over IPv4 to a dual-stack listener", async () => {
   const { address, clients, close } = await connected({ host: "::", port: 0 }, 1);
   clients.push(net.connect({ host: "127.0.0.1", port: (address as { port: number }).port }));
   await until(() => acceptedCount(runtime, [address]) === 2, "two connections");
   await close();
-}));
+});
 
-test("acceptedCount counts connections over a Unix path", keeping(async () => {
+test("acceptedCount counts connections over a Unix path", async () => {
   using folder = new TemporaryFolder();
   const { address, close } = await connected({ path: folder.file("x") }, 2);
   assert.equal(acceptedCount(runtime, [address]), 2);
   assert.equal(acceptedCount(runtime, [{ family: "unix", path: folder.file("y") }]), 0);
   await close();
-}));
+});
 
-test("connectionsEnd resolves when the last connection has ended", keeping(async () => {
+test("connectionsEnd resolves when the last connection has ended", async () => {
   const { address, clients, close } = await connected({ host: "127.0.0.1", port: 0 }, 2);
   const ended = connectionsEnd(runtime, [address], patienceMs);
   for (const client of clients) client.destroy();
@@ -61,16 +60,16 @@ test("connectionsEnd resolves when the last connection has ended", keeping(async
   assert.equal(remaining, 0);
   assert.ok(ms < patienceMs);
   await close();
-}));
+});
 
-test("connectionsEnd resolves when the time is up, and says how many are left", keeping(async () => {
+test("connectionsEnd resolves when the time is up, and says how many are left", async () => {
   const { address, close } = await connected({ host: "127.0.0.1", port: 0 }, 2);
   const { remaining, ms } = await connectionsEnd(runtime, [address], 60);
   assert.equal(remaining, 2);
   assert.ok(ms >= 60);
   await close();
-}));
+});
 
-test("connectionsEnd resolves at once when there is no connection", keeping(async () => {
+test("connectionsEnd resolves at once when there is no connection", async () => {
   assert.equal((await connectionsEnd(runtime, [{ family: "inet", hostname: "127.0.0.1", port: 1 }], 0)).remaining, 0);
-}));
+});

@@ -2,7 +2,6 @@ import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import net from "node:net";
 import process from "node:process";
-import test from "node:test";
 import { OwnedDescriptor } from "../../src/descriptors.ts";
 import { Endpoint } from "../../src/endpoint.ts";
 import { registrationsOf, unregister } from "../../src/event_loop.ts";
@@ -13,7 +12,7 @@ import type { SocketAddress } from "../../src/sockaddr.ts";
 import { cookieOf, duplicateOver, identify, localAddress, type SocketIdentity } from "../../src/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
-import { ask, keeping, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, until } from "./support.ts";
+import { ask, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
 
 const { libc } = runtime;
 const loopback: SocketAddress = { family: "inet", hostname: "127.83.79.68", port: 0 };
@@ -94,37 +93,57 @@ async function releases<T>(native: Native<T>): Promise<void> {
   assert.equal(await waiting, "ECONNRESET");
 }
 
-test("Endpoint.pause leaves connections in the queue of node:net, and resume answers them", keeping(() => pausesAndResumes(nodeNet)));
+test("Endpoint.pause leaves connections in the queue of node:net, and resume answers them", () =>
+  pausesAndResumes(nodeNet));
 
-test("Endpoint.pause leaves connections in the queue of node:http, and resume answers them", keeping(() => pausesAndResumes(nodeHttp)));
+test("Endpoint.pause leaves connections in the queue of node:http, and resume answers them", () =>
+  pausesAndResumes(nodeHttp));
 
-onDeno("Endpoint.pause leaves connections in the queue of Deno.serve, and resume answers them", keeping(() =>
-  pausesAndResumes(denoServe)
-));
+onDeno(
+  "Endpoint.pause leaves connections in the queue of Deno.serve, and resume answers them",
+  () => pausesAndResumes(denoServe),
+);
 
-onDeno("Endpoint.pause leaves connections in the queue of Deno.listen, and resume answers them", keeping(() =>
-  pausesAndResumes(denoListen)
-));
+onDeno(
+  "Endpoint.pause leaves connections in the queue of Deno.listen, and resume answers them",
+  () => pausesAndResumes(denoListen),
+);
 
-onBun("Endpoint.pause leaves connections in the queue of Bun.serve, and resume answers them", keeping(() =>
-  pausesAndResumes(bunServe)
-));
+onBun(
+  "Endpoint.pause leaves connections in the queue of Bun.serve, and resume answers them",
+  () => pausesAndResumes(bunServe),
+);
 
-onBun("Endpoint.pause leaves connections in the queue of Bun.listen, and resume answers them", keeping(() =>
-  pausesAndResumes(bunListen)
-));
+onBun(
+  "Endpoint.pause leaves connections in the queue of Bun.listen, and resume answers them",
+  () => pausesAndResumes(bunListen),
+);
 
-test("Endpoint.release leaves node:net to be closed, and nothing spins", keeping(() => releases(nodeNet)));
+test("Endpoint.pause finds the registration by itself when it was not known", async () => {
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  const { descriptor } = endpoint;
+  const parts = { kind: "listener", name: "web", descriptor, identity, registrations: [], paused: false } as const;
+  const unknown = new Endpoint(runtime, parts);
+  unknown.pause();
+  const answer = nodeNet.ask(reachable(identity.address));
+  await until(() => queuedCount(copy.number) === 1, "a connection in the queue");
+  unknown.resume();
+  assert.match(await answer, /hello/);
+  copy[Symbol.dispose]();
+  await nodeNet.close(server);
+});
 
-test("Endpoint.release leaves node:http to be closed, and nothing spins", keeping(() => releases(nodeHttp)));
+test("Endpoint.release leaves node:net to be closed, and nothing spins", () => releases(nodeNet));
 
-onDeno("Endpoint.release leaves Deno.serve to be closed, and nothing spins", keeping(() => releases(denoServe)));
+test("Endpoint.release leaves node:http to be closed, and nothing spins", () => releases(nodeHttp));
 
-onDeno("Endpoint.release leaves Deno.listen to be closed, and nothing spins", keeping(() => releases(denoListen)));
+onDeno("Endpoint.release leaves Deno.serve to be closed, and nothing spins", () => releases(denoServe));
 
-onBun("Endpoint.release leaves Bun.serve to be closed, and nothing spins", keeping(() => releases(bunServe)));
+onDeno("Endpoint.release leaves Deno.listen to be closed, and nothing spins", () => releases(denoListen));
 
-onBun("Endpoint.release leaves Bun.listen to be closed, and nothing spins", keeping(() => releases(bunListen)));
+onBun("Endpoint.release leaves Bun.serve to be closed, and nothing spins", () => releases(bunServe));
+
+onBun("Endpoint.release leaves Bun.listen to be closed, and nothing spins", () => releases(bunListen));
 
 /** A descriptor that nothing else gets, as long as lower ones are free. */
 const farNumber = 900;
@@ -132,27 +151,30 @@ const farNumber = 900;
 /** Deno asks for an event once for every change (EPOLLET), so that nothing spins there. */
 const levelTriggered = runtime.name === "deno" ? () => {} : test;
 
-levelTriggered("isIdle sees a registration that was left behind, which shows that it can fail", keeping(async () => {
-  using copy = bindListener(runtime, loopback, { port: 0 });
-  const { address } = identify(runtime, copy.number)!;
-  assert.equal(libc.dup2(copy.number, farNumber), farNumber);
-  const server = net.createServer().listen({ fd: farNumber }).on("error", () => {});
-  await until(() => registrationsOf(runtime, farNumber).length > 0, "the server to listen");
-  const registrations = registrationsOf(runtime, farNumber);
-  // Behind the runtime's back: its epoll goes on with the open file, which lives in the copy.
-  libc.close(farNumber);
-  const waiting = ask(reachable(address)).catch((error: { code?: string }) => error.code);
-  await until(() => queuedCount(copy.number) === 1, "a connection in the queue of the copy");
-  const share = await cpuShare();
-  duplicateOver(runtime, copy.number, farNumber);
-  unregister(runtime, registrations);
-  await nodeNet.close(server);
-  copy[Symbol.dispose]();
-  assert.equal(await waiting, "ECONNRESET");
-  assert.ok(share >= 0.2, `${Math.round(share * 100)} % of a processor is in use`);
-}));
+levelTriggered(
+  "isIdle sees a registration that was left behind, which shows that it can fail",
+  async () => {
+    using copy = bindListener(runtime, loopback, { port: 0 });
+    const { address } = identify(runtime, copy.number)!;
+    assert.equal(libc.dup2(copy.number, farNumber), farNumber);
+    const server = net.createServer().listen({ fd: farNumber }).on("error", () => {});
+    await until(() => registrationsOf(runtime, farNumber).length > 0, "the server to listen");
+    const registrations = registrationsOf(runtime, farNumber);
+    // Behind the runtime's back: its epoll goes on with the open file, which lives in the copy.
+    libc.close(farNumber);
+    const waiting = ask(reachable(address)).catch((error: { code?: string }) => error.code);
+    await until(() => queuedCount(copy.number) === 1, "a connection in the queue of the copy");
+    const share = await cpuShare();
+    duplicateOver(runtime, copy.number, farNumber);
+    unregister(runtime, registrations);
+    await nodeNet.close(server);
+    copy[Symbol.dispose]();
+    assert.equal(await waiting, "ECONNRESET");
+    assert.ok(share >= 0.2, `${Math.round(share * 100)} % of a processor is in use`);
+  },
+);
 
-test("Endpoint.release leaves a Unix server to be closed, and the path where it is", keeping(async () => {
+test("Endpoint.release leaves a Unix server to be closed, and the path where it is", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("web") } as const;
   const { endpoint, server, identity, copy } = await served(nodeNet, address);
@@ -163,9 +185,9 @@ test("Endpoint.release leaves a Unix server to be closed, and the path where it 
   connectPath(runtime, address.path)![Symbol.dispose]();
   copy[Symbol.dispose]();
   assert.equal(connectPath(runtime, address.path), null);
-}));
+});
 
-test("Endpoint.release leaves the connections of its server alone", keeping(async () => {
+test("Endpoint.release leaves the connections of its server alone", async () => {
   const { endpoint, server, identity, copy } = await served(nodeNet);
   using _copy = copy;
   const client = net.connect(reachable(identity.address));
@@ -177,17 +199,17 @@ test("Endpoint.release leaves the connections of its server alone", keeping(asyn
   assert.match(await answer, /hello/);
   client.destroy();
   await nodeNet.close(server);
-}));
+});
 
-test("Endpoint.alive is true until the application closes its server", keeping(async () => {
+test("Endpoint.alive is true until the application closes its server", async () => {
   const { endpoint, server, copy } = await served(nodeNet);
   using _copy = copy;
   assert.equal(endpoint.alive, true);
   await nodeNet.close(server);
   assert.equal(endpoint.alive, false);
-}));
+});
 
-test("Endpoint touches nothing once the application has closed its server", keeping(async () => {
+test("Endpoint touches nothing once the application has closed its server", async () => {
   const { endpoint, server, copy } = await served(nodeNet);
   using _copy = copy;
   await nodeNet.close(server);
@@ -198,7 +220,7 @@ test("Endpoint touches nothing once the application has closed its server", keep
   endpoint.resume();
   endpoint.release();
   assert.equal(cookieOf(runtime, endpoint.descriptor), cookie);
-}));
+});
 
 /** A listener under that number, or under any when the runtime was faster. */
 function takeNumber(number: number): OwnedDescriptor {

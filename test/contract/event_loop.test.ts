@@ -1,12 +1,11 @@
 import assert from "node:assert/strict";
 import net from "node:net";
-import test from "node:test";
 import { linkOf, openDescriptors } from "../../src/descriptors.ts";
 import { register, registrationsOf, unregister } from "../../src/event_loop.ts";
 import { type InetAddress, sameAddress } from "../../src/sockaddr.ts";
 import { isListening, localAddress } from "../../src/socket.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
-import { keeping, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, until } from "./support.ts";
+import { onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
 
 const hostname = "127.83.79.67";
 
@@ -59,42 +58,42 @@ async function pausesAndResumes<T>(native: Native<T>): Promise<void> {
   }
 }
 
-test("unregister pauses node:net and register resumes it", keeping(() => pausesAndResumes(nodeNet)));
+test("unregister pauses node:net and register resumes it", () => pausesAndResumes(nodeNet));
 
-test("unregister pauses node:http and register resumes it", keeping(() => pausesAndResumes(nodeHttp)));
+test("unregister pauses node:http and register resumes it", () => pausesAndResumes(nodeHttp));
 
-onDeno("unregister pauses Deno.serve and register resumes it", keeping(() => pausesAndResumes(denoServe)));
+onDeno("unregister pauses Deno.serve and register resumes it", () => pausesAndResumes(denoServe));
 
-onDeno("unregister pauses Deno.listen and register resumes it", keeping(() => pausesAndResumes(denoListen)));
+onDeno("unregister pauses Deno.listen and register resumes it", () => pausesAndResumes(denoListen));
 
-onBun("unregister pauses Bun.serve and register resumes it", keeping(() => pausesAndResumes(bunServe)));
+onBun("unregister pauses Bun.serve and register resumes it", () => pausesAndResumes(bunServe));
 
-onBun("unregister pauses Bun.listen and register resumes it", keeping(() => pausesAndResumes(bunListen)));
+onBun("unregister pauses Bun.listen and register resumes it", () => pausesAndResumes(bunListen));
 
-test("registrationsOf gives the one registration of a server's descriptor, in an epoll of this process", keeping(async () => {
+test("registrationsOf gives the one registration of a server's descriptor, in an epoll of this process", async () => {
   const { server, descriptor } = await opened(nodeNet);
   const found = registrationsOf(runtime, descriptor);
   assert.deepEqual(found.map((each) => each.descriptor), [descriptor]);
   assert.ok(found.every(({ epoll, events }) => linkOf(runtime, epoll) === "anon_inode:[eventpoll]" && events & 1));
   await nodeNet.close(server);
-}));
+});
 
-test("registrationsOf gives nothing for what no event loop watches", keeping(() => {
+test("registrationsOf gives nothing for what no event loop watches", () => {
   using file = openNull();
   assert.deepEqual(registrationsOf(runtime, file.number), []);
   assert.deepEqual(registrationsOf(runtime, 100_000), []);
-}));
+});
 
-test("unregister leaves out what was not there", keeping(async () => {
+test("unregister leaves out what was not there", async () => {
   const { server, descriptor } = await opened(nodeNet);
   const registrations = registrationsOf(runtime, descriptor);
   assert.equal(unregister(runtime, registrations).length, 1);
   assert.deepEqual(unregister(runtime, registrations), []);
   register(runtime, registrations);
   await nodeNet.close(server);
-}));
+});
 
-test("register puts a registration back as it was, and twice does no harm", keeping(async () => {
+test("register puts a registration back as it was, and twice does no harm", async () => {
   const { server, address, descriptor } = await opened(nodeNet);
   const registrations = registrationsOf(runtime, descriptor);
   unregister(runtime, registrations);
@@ -103,10 +102,10 @@ test("register puts a registration back as it was, and twice does no harm", keep
   assert.deepEqual(registrationsOf(runtime, descriptor), registrations);
   assert.match(await nodeNet.ask(reachable(address)), /hello/);
   await nodeNet.close(server);
-}));
+});
 
-test("register and unregister throw a SystemError when the epoll is none", keeping(() => {
+test("register and unregister throw a SystemError when the epoll is none", () => {
   const wrong = [{ epoll: 100_000, descriptor: 0, events: 1, data: 0n }];
   assert.throws(() => unregister(runtime, wrong), { name: "SystemError", code: "EBADF", syscall: "epoll_ctl" });
   assert.throws(() => register(runtime, wrong), { name: "SystemError", code: "EBADF", syscall: "epoll_ctl" });
-}));
+});

@@ -1,14 +1,13 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import test from "node:test";
 import { allocate, type Bytes, viewOf } from "../../src/bytes.ts";
 import { cString, OwnedDescriptor } from "../../src/descriptors.ts";
 import { errnoName } from "../../src/errno.ts";
 import { type FunctionName, functions } from "../../src/libc.ts";
 import { Msghdr } from "../../src/msghdr.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { keeping, openNull, runtime, socketPair } from "./support.ts";
+import { openNull, runtime, socketPair, test } from "./support.ts";
 
 const { abi, libc } = runtime;
 const { constants } = abi;
@@ -63,13 +62,13 @@ test("libc has a call here for every function of its table", () => {
   assert.deepEqual([...Object.keys(failing), ...infallible].toSorted(), Object.keys(functions).toSorted());
 });
 
-test("libc gives -errno for a call of every function that fails", keeping(() => {
+test("libc gives -errno for a call of every function that fails", () => {
   const expected = Object.entries(failing).map(([name, [, code]]) => `${name} ${code}`);
   const found = Object.entries(failing).map(([name, [call]]) => `${name} ${errnoName(abi.platform, -call())}`);
   assert.deepEqual(found, expected);
-}));
+});
 
-test("libc gives the right errno 2,000 times in a row, while the function and the errno change", keeping(() => {
+test("libc gives the right errno 2,000 times in a row, while the function and the errno change", () => {
   const calls = Object.values(failing);
   let wrong = 0;
   for (let count = 0; count < 2_000; count++) {
@@ -77,21 +76,21 @@ test("libc gives the right errno 2,000 times in a row, while the function and th
     if (errnoName(abi.platform, -call()) !== code) wrong++;
   }
   assert.equal(wrong, 0);
-}));
+});
 
-test("libc gives the right errno after each of 2,000 turns of the event loop", keeping(async () => {
+test("libc gives the right errno after each of 2,000 turns of the event loop", async () => {
   let wrong = 0;
   for (let count = 0; count < 2_000; count++) {
     await new Promise((resolve) => setImmediate(resolve));
     if (errnoName(abi.platform, -libc.open(missing, constants.O_RDONLY, 0)) !== "ENOENT") wrong++;
   }
   assert.equal(wrong, 0);
-}));
+});
 
-test("libc gives results as numbers", keeping(() => {
+test("libc gives results as numbers", () => {
   assert.equal(typeof libc.read(-1, null, 0), "number");
   assert.equal(typeof libc.geteuid(), "number");
-}));
+});
 
 test("libc passes null as NULL", () => {
   assert.equal(errnoName(abi.platform, -libc.open(null, constants.O_RDONLY, 0)), "EFAULT");
@@ -105,7 +104,7 @@ test("libc.kill with signal 0 finds this process", () => {
   assert.equal(libc.kill(process.pid, 0), 0);
 });
 
-test("libc.open, read and close read a file, and the mode is what was passed after the fixed arguments", keeping(() => {
+test("libc.open, read and close read a file, and the mode is what was passed after the fixed arguments", () => {
   using folder = new TemporaryFolder();
   const path = cString(folder.file("made"));
   using made = new OwnedDescriptor(runtime, libc.open(path, constants.O_RDWR | constants.O_CREAT, 0o640));
@@ -117,9 +116,9 @@ test("libc.open, read and close read a file, and the mode is what was passed aft
   const status = allocate(abi.statx.size);
   assert.equal(libc.statx(-100, path, 0, 0x7ff, status), 0);
   assert.equal(viewOf(status).getUint16(abi.statx.mode.offset, true) & 0o7777, 0o640);
-}));
+});
 
-test("libc.fchmod and chmod take a mode", keeping(() => {
+test("libc.fchmod and chmod take a mode", () => {
   using folder = new TemporaryFolder();
   const path = folder.file("file");
   writeFileSync(path, "");
@@ -133,16 +132,16 @@ test("libc.fchmod and chmod take a mode", keeping(() => {
   using file = new OwnedDescriptor(runtime, libc.open(cString(path), constants.O_RDONLY | constants.O_CLOEXEC, 0));
   assert.equal(libc.fchmod(file.number, 0o600), 0);
   assert.equal(mode(), 0o600);
-}));
+});
 
-test("libc.unlink removes a file", keeping(() => {
+test("libc.unlink removes a file", () => {
   using folder = new TemporaryFolder();
   writeFileSync(folder.file("file"), "");
   assert.equal(libc.unlink(cString(folder.file("file"))), 0);
   assert.throws(() => readFileSync(folder.file("file")), { code: "ENOENT" });
-}));
+});
 
-test("libc.flock holds a file against another descriptor", keeping(() => {
+test("libc.flock holds a file against another descriptor", () => {
   using folder = new TemporaryFolder();
   const path = cString(folder.file("lock"));
   const open = () => new OwnedDescriptor(runtime, libc.open(path, constants.O_RDWR | constants.O_CREAT, 0o600));
@@ -151,34 +150,34 @@ test("libc.flock holds a file against another descriptor", keeping(() => {
   const exclusive = constants.LOCK_EX | constants.LOCK_NB;
   assert.equal(libc.flock(first.number, exclusive), 0);
   assert.equal(errnoName(abi.platform, -libc.flock(second.number, exclusive)), "EAGAIN");
-}));
+});
 
-test("libc.fcntl sets and gets flags, which come after the fixed arguments", keeping(() => {
+test("libc.fcntl sets and gets flags, which come after the fixed arguments", () => {
   using file = openNull();
   assert.equal(libc.fcntl(file.number, constants.F_GETFD, 0), constants.FD_CLOEXEC);
   assert.equal(libc.fcntl(file.number, constants.F_SETFD, 0), 0);
   assert.equal(libc.fcntl(file.number, constants.F_GETFD, 0), 0);
-}));
+});
 
-test("libc.dup2 and dup3 put a copy under a number", keeping(() => {
+test("libc.dup2 and dup3 put a copy under a number", () => {
   using from = openNull();
   using to = openNull();
   assert.equal(libc.dup2(from.number, to.number), to.number);
   assert.equal(libc.fcntl(to.number, constants.F_GETFD, 0), 0);
   assert.equal(libc.dup3(from.number, to.number, constants.O_CLOEXEC), to.number);
   assert.equal(libc.fcntl(to.number, constants.F_GETFD, 0), constants.FD_CLOEXEC);
-}));
+});
 
-test("libc.setsockopt and getsockopt take an option by its level and name", keeping(() => {
+test("libc.setsockopt and getsockopt take an option by its level and name", () => {
   using socket = new OwnedDescriptor(runtime, libc.socket(constants.AF_INET, constants.SOCK_STREAM, 0));
   const { SOL_SOCKET, SO_REUSEADDR } = constants;
   const value = allocate(4);
   assert.equal(libc.setsockopt(socket.number, SOL_SOCKET, SO_REUSEADDR, integer(1), 4), 0);
   assert.equal(libc.getsockopt(socket.number, SOL_SOCKET, SO_REUSEADDR, value, integer(4)), 0);
   assert.equal(viewOf(value).getInt32(0, true), 1);
-}));
+});
 
-test("libc.sendmsg and recvmsg give the size of what they moved", keeping(() => {
+test("libc.sendmsg and recvmsg give the size of what they moved", () => {
   const [left, right] = socketPair();
   using _left = left;
   using _right = right;
@@ -188,14 +187,14 @@ test("libc.sendmsg and recvmsg give the size of what they moved", keeping(() => 
   message.data.set([0]);
   assert.equal(libc.recvmsg(right.number, message.bytes, constants.MSG_DONTWAIT), 1);
   assert.equal(message.data[0], 42);
-}));
+});
 
-test("libc.getrlimit gives the soft limit and the hard", keeping(() => {
+test("libc.getrlimit gives the soft limit and the hard", () => {
   const limit = allocate(16);
   assert.equal(libc.getrlimit(constants.RLIMIT_NOFILE, limit), 0);
   const [soft, hard] = [0, 8].map((at) => viewOf(limit).getBigUint64(at, true));
   assert.ok(soft! > 0n && soft! <= hard!);
-}));
+});
 
 test("Runtime.addressOf gives an address, and the same one again", () => {
   const bytes = allocate(64);

@@ -1,20 +1,13 @@
 import assert from "node:assert/strict";
 import { chmodSync, existsSync, mkdirSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import test from "node:test";
 import { allocate } from "../../src/bytes.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
-import {
-  bindListener,
-  connectPath,
-  statusOf,
-  statusOfDescriptor,
-  unlinkPath,
-} from "../../src/listener.ts";
+import { bindListener, connectPath, statusOf, statusOfDescriptor, unlinkPath } from "../../src/listener.ts";
 import type { SocketAddress, UnixAddress } from "../../src/sockaddr.ts";
 import { identify, localAddress, openSocket } from "../../src/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { keeping, openNull, runtime } from "./support.ts";
+import { openNull, runtime, test } from "./support.ts";
 
 const { abi, libc } = runtime;
 const { constants } = abi;
@@ -28,7 +21,7 @@ function portOf(socket: OwnedDescriptor): number {
   return (localAddress(runtime, socket.number) as { port: number }).port;
 }
 
-test("bindListener makes a listening, non-blocking, close-on-exec socket of every family", keeping(() => {
+test("bindListener makes a listening, non-blocking, close-on-exec socket of every family", () => {
   using folder = new TemporaryFolder();
   for (const address of [inet(0), { family: "inet6", hostname: "::1", port: 0 } as const, unixIn(folder)]) {
     using socket = bindListener(runtime, address, { port: 0 });
@@ -37,20 +30,23 @@ test("bindListener makes a listening, non-blocking, close-on-exec socket of ever
     assert.ok(libc.fcntl(socket.number, constants.F_GETFL, 0) & constants.O_NONBLOCK);
     assert.equal(libc.fcntl(socket.number, constants.F_GETFD, 0), constants.FD_CLOEXEC);
   }
-}));
+});
 
-test("bindListener binds to the port that it is given", keeping(() => {
+test("bindListener binds to the port that it is given", () => {
   using first = bindListener(runtime, inet(0), { port: 0 });
   const port = portOf(first);
   first[Symbol.dispose]();
   using second = bindListener(runtime, inet(port), { port });
   assert.equal(portOf(second), port);
-}));
+});
 
-test("bindListener throws a SystemError, and closes its socket, when the address is in use", keeping(() => {
+test("bindListener throws a SystemError, and closes its socket, when the address is in use", () => {
   using first = bindListener(runtime, inet(0), { port: 0 });
-  assert.throws(() => bindListener(runtime, inet(portOf(first)), { port: 0 }), { code: "EADDRINUSE", syscall: "bind" });
-}));
+  assert.throws(() => bindListener(runtime, inet(portOf(first)), { port: 0 }), {
+    code: "EADDRINUSE",
+    syscall: "bind",
+  });
+});
 
 /** IPV6_V6ONLY of a socket. */
 function isIpv6Only({ number }: OwnedDescriptor): boolean {
@@ -60,15 +56,15 @@ function isIpv6Only({ number }: OwnedDescriptor): boolean {
   return value[0] === 1;
 }
 
-test("bindListener on :: takes IPv4 too, unless ipv6Only says no", keeping(() => {
+test("bindListener on :: takes IPv4 too, unless ipv6Only says no", () => {
   const everywhere = { family: "inet6", hostname: "::", port: 0 } as const;
   using dual = bindListener(runtime, everywhere, { port: 0 });
   using alsoDual = bindListener(runtime, everywhere, { port: 0, ipv6Only: false });
   using only = bindListener(runtime, everywhere, { port: 0, ipv6Only: true });
   assert.deepEqual([dual, alsoDual, only].map(isIpv6Only), [false, false, true]);
-}));
+});
 
-test("bindListener gives a Unix path the mode of the application, whatever the umask", keeping(() => {
+test("bindListener gives a Unix path the mode of the application, whatever the umask", () => {
   for (const [mode, umask] of [[0o600, 0o022], [0o660, 0o022], [0o666, 0o077], [0o700, 0]] as const) {
     using folder = new TemporaryFolder();
     const address = unixIn(folder);
@@ -80,9 +76,9 @@ test("bindListener gives a Unix path the mode of the application, whatever the u
       process.umask(before);
     }
   }
-}));
+});
 
-test("bindListener leaves the mode of a Unix path to the umask when there is none", keeping(() => {
+test("bindListener leaves the mode of a Unix path to the umask when there is none", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   const before = process.umask(0o027);
@@ -92,25 +88,29 @@ test("bindListener leaves the mode of a Unix path to the umask when there is non
   } finally {
     process.umask(before);
   }
-}));
+});
 
-test("bindListener takes a Unix path whose options say undefined for the mode", keeping(() => {
+test("bindListener takes a Unix path whose options say undefined for the mode", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
-  using socket = bindListener(runtime, address, { path: address.path, mode: undefined } as unknown as { path: string });
+  using socket = bindListener(
+    runtime,
+    address,
+    { path: address.path, mode: undefined } as unknown as { path: string },
+  );
   assert.notEqual(statSync(address.path).mode & 0o777, 0);
   assert.equal(identify(runtime, socket.number)!.listening, true);
-}));
+});
 
-test("bindListener leaves the path behind when its socket is closed", keeping(() => {
+test("bindListener leaves the path behind when its socket is closed", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   bindListener(runtime, address, address)[Symbol.dispose]();
   assert.equal(existsSync(address.path), true);
   assert.throws(() => bindListener(runtime, address, address), { code: "EADDRINUSE", syscall: "bind" });
-}));
+});
 
-test("bindListener takes as many connections as the backlog says, and one more", keeping(() => {
+test("bindListener takes as many connections as the backlog says, and one more", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   using _socket = bindListener(runtime, address, { path: address.path, backlog: 2 });
@@ -120,45 +120,45 @@ test("bindListener takes as many connections as the backlog says, and one more",
   } finally {
     disposeAll(connections);
   }
-}));
+});
 
-test("connectPath gives a connection to whoever listens", keeping(() => {
+test("connectPath gives a connection to whoever listens", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   using _socket = bindListener(runtime, address, address);
   using connection = connectPath(runtime, address.path)!;
   assert.equal(identify(runtime, connection.number)!.type, "stream");
-}));
+});
 
-test("connectPath gives null for a missing path and for a stale one", keeping(() => {
+test("connectPath gives null for a missing path and for a stale one", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   assert.equal(connectPath(runtime, address.path), null);
   bindListener(runtime, address, address)[Symbol.dispose]();
   assert.equal(connectPath(runtime, address.path), null);
-}));
+});
 
-test("connectPath throws a SystemError when it cannot tell", keeping(() => {
+test("connectPath throws a SystemError when it cannot tell", () => {
   using folder = new TemporaryFolder();
   writeFileSync(folder.file("file"), "");
   assert.throws(() => connectPath(runtime, folder.file("file/x")), { code: "ENOTDIR", syscall: "connect" });
-}));
+});
 
-test("unlinkPath removes a path, and one that is gone is fine", keeping(() => {
+test("unlinkPath removes a path, and one that is gone is fine", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   using _socket = bindListener(runtime, address, address);
   unlinkPath(runtime, address.path);
   assert.equal(existsSync(address.path), false);
   unlinkPath(runtime, address.path);
-}));
+});
 
-test("unlinkPath throws a SystemError for a folder", keeping(() => {
+test("unlinkPath throws a SystemError for a folder", () => {
   using folder = new TemporaryFolder();
   assert.throws(() => unlinkPath(runtime, folder.path), { code: "EISDIR", syscall: "unlink" });
-}));
+});
 
-test("statusOf tells a socket, a folder, a file and a symbolic link apart", keeping(() => {
+test("statusOf tells a socket, a folder, a file and a symbolic link apart", () => {
   using folder = new TemporaryFolder();
   const address = unixIn(folder);
   using _socket = bindListener(runtime, address, address);
@@ -170,26 +170,37 @@ test("statusOf tells a socket, a folder, a file and a symbolic link apart", keep
     return `${kind} ${symbolicLink}`;
   });
   assert.deepEqual(kinds, ["socket false", "folder false", "other false", "other true"]);
-}));
+});
 
-test("statusOf gives the mode, the user and the inode", keeping(() => {
+test("statusOf follows a symbolic link when it is told to", () => {
+  using folder = new TemporaryFolder();
+  symlinkSync(folder.path, folder.file("link"));
+  const { kind, symbolicLink, inode } = statusOf(runtime, folder.file("link"), true)!;
+  assert.deepEqual({ kind, symbolicLink, inode }, {
+    kind: "folder",
+    symbolicLink: false,
+    inode: statSync(folder.path).ino,
+  });
+});
+
+test("statusOf gives the mode, the user and the inode", () => {
   using folder = new TemporaryFolder();
   chmodSync(folder.path, 0o1751);
   const { mode, uid, inode } = statusOf(runtime, folder.path)!;
   assert.deepEqual({ mode, uid, inode }, { mode: 0o1751, uid: libc.geteuid(), inode: statSync(folder.path).ino });
-}));
+});
 
-test("statusOf gives null for a missing path, and throws a SystemError when it cannot tell", keeping(() => {
+test("statusOf gives null for a missing path, and throws a SystemError when it cannot tell", () => {
   using folder = new TemporaryFolder();
   assert.equal(statusOf(runtime, folder.file("missing")), null);
   writeFileSync(folder.file("file"), "");
   assert.throws(() => statusOf(runtime, folder.file("file/x")), { code: "ENOTDIR", syscall: "statx" });
-}));
+});
 
-test("statusOfDescriptor gives the status of what is open", keeping(() => {
+test("statusOfDescriptor gives the status of what is open", () => {
   using file = openNull();
   assert.equal(statusOfDescriptor(runtime, file.number)!.kind, "other");
   assert.equal(statusOfDescriptor(runtime, file.number)!.inode, statusOf(runtime, "/dev/null")!.inode);
   using socket = new OwnedDescriptor(runtime, openSocket(runtime, "inet", "stream"));
   assert.equal(statusOfDescriptor(runtime, socket.number)!.kind, "socket");
-}));
+});

@@ -21,7 +21,11 @@ async function errorWith(permissions: readonly string[], program: string): Promi
 }
 
 function deniesBoth({ name, code, message, cause }: Record<string, unknown>): void {
-  assert.deepEqual({ name, code, cause }, { name: "TakeoverError", code: "ERR_TAKEOVER_PERMISSION", cause: "NotCapable" });
+  assert.deepEqual({ name, code, cause }, {
+    name: "TakeoverError",
+    code: "ERR_TAKEOVER_PERMISSION",
+    cause: "NotCapable",
+  });
   assert.match(message as string, /--allow-ffi/);
   assert.match(message as string, /--allow-net/);
 }

@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import test from "node:test";
 import { OwnedDescriptor } from "../../src/descriptors.ts";
 import { bindListener } from "../../src/listener.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
@@ -20,7 +19,7 @@ import {
   setNonBlocking,
 } from "../../src/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { keeping, openNull, runtime, socketPair } from "./support.ts";
+import { openNull, runtime, socketPair, test } from "./support.ts";
 
 const { abi, libc } = runtime;
 const { constants } = abi;
@@ -38,7 +37,7 @@ function flagsOf({ number }: OwnedDescriptor): { nonBlocking: boolean; closeOnEx
   };
 }
 
-test("openSocket makes a non-blocking, close-on-exec socket of every family and type", keeping(() => {
+test("openSocket makes a non-blocking, close-on-exec socket of every family and type", () => {
   for (const family of ["inet", "inet6", "unix"] as const) {
     for (const type of ["stream", "dgram"] as const) {
       using socket = open(family, type);
@@ -48,17 +47,17 @@ test("openSocket makes a non-blocking, close-on-exec socket of every family and 
       assert.equal(localAddress(runtime, socket.number)?.family, family);
     }
   }
-}));
+});
 
-test("bindSocket binds to a port, and localAddress gives the one that the kernel chose", keeping(() => {
+test("bindSocket binds to a port, and localAddress gives the one that the kernel chose", () => {
   using socket = open("inet");
   bindSocket(runtime, socket.number, anyPort);
   const address = localAddress(runtime, socket.number) as { hostname: string; port: number };
   assert.equal(address.hostname, "127.0.0.1");
   assert.ok(address.port > 0);
-}));
+});
 
-test("bindSocket throws a SystemError that names the call and the address", keeping(() => {
+test("bindSocket throws a SystemError that names the call and the address", () => {
   using first = bindListener(runtime, anyPort, { port: 0 });
   const address = localAddress(runtime, first.number) as SocketAddress & { port: number };
   using second = open("inet");
@@ -68,9 +67,9 @@ test("bindSocket throws a SystemError that names the call and the address", keep
     syscall: "bind",
     message: `bind EADDRINUSE 127.0.0.1:${address.port}`,
   });
-}));
+});
 
-test("localAddress gives IPv6 addresses, Unix paths, and the abstract name that the kernel chose", keeping(() => {
+test("localAddress gives IPv6 addresses, Unix paths, and the abstract name that the kernel chose", () => {
   using folder = new TemporaryFolder();
   using inet6 = open("inet6");
   bindSocket(runtime, inet6.number, { family: "inet6", hostname: "::1", port: 0 });
@@ -82,24 +81,24 @@ test("localAddress gives IPv6 addresses, Unix paths, and the abstract name that 
   using named = open("unix");
   bindSocket(runtime, named.number, { family: "unix", path: "" });
   assert.match((localAddress(runtime, named.number) as { path: string }).path, /^\0[0-9a-f]{5}$/);
-}));
+});
 
-test("localAddress gives back a Unix path of 107 bytes", keeping(() => {
+test("localAddress gives back a Unix path of 107 bytes", () => {
   using folder = new TemporaryFolder();
   const path = folder.file("").padEnd(107, "a");
   using unix = open("unix");
   bindSocket(runtime, unix.number, { family: "unix", path });
   assert.deepEqual(localAddress(runtime, unix.number), { family: "unix", path });
-}));
+});
 
-test("localAddress and peerAddress give null for what is no socket", keeping(() => {
+test("localAddress and peerAddress give null for what is no socket", () => {
   using file = openNull();
   assert.equal(localAddress(runtime, file.number), null);
   assert.equal(peerAddress(runtime, file.number), null);
   assert.equal(localAddress(runtime, -1), null);
-}));
+});
 
-test("peerAddress gives where a connection goes, and null before there is one", keeping(() => {
+test("peerAddress gives where a connection goes, and null before there is one", () => {
   using listener = bindListener(runtime, anyPort, { port: 0 });
   const address = localAddress(runtime, listener.number)!;
   using client = open("inet");
@@ -108,9 +107,9 @@ test("peerAddress gives where a connection goes, and null before there is one", 
   assert.throws(() => connectSocket(runtime, client.number, address), { code: "EINPROGRESS", syscall: "connect" });
   assert.deepEqual(peerAddress(runtime, client.number), address);
   assert.equal(peerAddress(runtime, listener.number), null);
-}));
+});
 
-test("connectSocket on a Unix socket is done on return, or has failed", keeping(() => {
+test("connectSocket on a Unix socket is done on return, or has failed", () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   using refused = open("unix");
@@ -119,44 +118,50 @@ test("connectSocket on a Unix socket is done on return, or has failed", keeping(
   using client = open("unix");
   connectSocket(runtime, client.number, address);
   assert.deepEqual(peerAddress(runtime, client.number), address);
-}));
+});
 
-test("isListening is true after listen and false before", keeping(() => {
+test("isListening is true after listen and false before", () => {
   using socket = open("inet");
   bindSocket(runtime, socket.number, anyPort);
   assert.equal(isListening(runtime, socket.number), false);
   assert.equal(libc.listen(socket.number, 1), 0);
   assert.equal(isListening(runtime, socket.number), true);
-}));
+});
 
-test("isListening is false for what is no socket", keeping(() => {
+test("isListening is false for what is no socket", () => {
   using file = openNull();
   assert.equal(isListening(runtime, file.number), false);
   assert.equal(isListening(runtime, -1), false);
-}));
+});
 
-test("identify says family, type, listening, address and cookie", keeping(() => {
+test("identify says family, type, listening, address and cookie", () => {
   using listener = bindListener(runtime, anyPort, { port: 0 });
   const address = localAddress(runtime, listener.number)!;
   const cookie = cookieOf(runtime, listener.number);
-  assert.deepEqual(identify(runtime, listener.number), { family: "inet", type: "stream", listening: true, address, cookie });
-}));
+  assert.deepEqual(identify(runtime, listener.number), {
+    family: "inet",
+    type: "stream",
+    listening: true,
+    address,
+    cookie,
+  });
+});
 
-test("identify tells a datagram socket and a sequenced one from a stream", keeping(() => {
+test("identify tells a datagram socket and a sequenced one from a stream", () => {
   const sequenced = 5;
   using dgram = open("inet6", "dgram");
   assert.equal(identify(runtime, dgram.number)!.type, "dgram");
   using seqpacket = new OwnedDescriptor(runtime, libc.socket(constants.AF_UNIX, sequenced, 0));
   assert.equal(identify(runtime, seqpacket.number)!.type, "other");
-}));
+});
 
-test("identify gives null for what is no IP or Unix socket", keeping(() => {
+test("identify gives null for what is no IP or Unix socket", () => {
   using file = openNull();
   assert.equal(identify(runtime, file.number), null);
   assert.equal(identify(runtime, 100_000), null);
-}));
+});
 
-test("cookieOf gives 16 digits that every copy of a socket shares, and no other socket has", keeping(() => {
+test("cookieOf gives 16 digits that every copy of a socket shares, and no other socket has", () => {
   using first = open("inet");
   using second = open("inet");
   using copy = openNull();
@@ -165,30 +170,33 @@ test("cookieOf gives 16 digits that every copy of a socket shares, and no other 
   assert.notEqual(cookieOf(runtime, second.number), cookie);
   duplicateOver(runtime, first.number, copy.number);
   assert.equal(cookieOf(runtime, copy.number), cookie);
-}));
+});
 
-test("cookieOf gives an empty text for what is no socket", keeping(() => {
+test("cookieOf gives an empty text for what is no socket", () => {
   using file = openNull();
   assert.equal(cookieOf(runtime, file.number), "");
-}));
+});
 
-test("integerOption gives -errno when there is no such option", keeping(() => {
+test("integerOption gives -errno when there is no such option", () => {
   using file = openNull();
   assert.equal(integerOption(runtime, file.number, constants.SO_TYPE), -88);
   using socket = open("inet");
   assert.equal(integerOption(runtime, socket.number, 4_711), -92);
-}));
+});
 
-test("setIntegerOption sets what integerOption gets, and throws a SystemError otherwise", keeping(() => {
+test("setIntegerOption sets what integerOption gets, and throws a SystemError otherwise", () => {
   using socket = open("inet");
   const { SOL_SOCKET, SO_REUSEADDR } = constants;
   assert.equal(integerOption(runtime, socket.number, SO_REUSEADDR), 0);
   setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEADDR, 1);
   assert.equal(integerOption(runtime, socket.number, SO_REUSEADDR), 1);
-  assert.throws(() => setIntegerOption(runtime, -1, SOL_SOCKET, SO_REUSEADDR, 1), { code: "EBADF", syscall: "setsockopt" });
-}));
+  assert.throws(() => setIntegerOption(runtime, -1, SOL_SOCKET, SO_REUSEADDR, 1), {
+    code: "EBADF",
+    syscall: "setsockopt",
+  });
+});
 
-test("setNonBlocking holds for every copy of a socket, and twice does no harm", keeping(() => {
+test("setNonBlocking holds for every copy of a socket, and twice does no harm", () => {
   using socket = new OwnedDescriptor(runtime, libc.socket(constants.AF_INET, constants.SOCK_STREAM, 0));
   using copy = openNull();
   duplicateOver(runtime, socket.number, copy.number);
@@ -197,18 +205,18 @@ test("setNonBlocking holds for every copy of a socket, and twice does no harm", 
   setNonBlocking(runtime, socket.number);
   assert.equal(flagsOf(copy).nonBlocking, true);
   assert.throws(() => setNonBlocking(runtime, -1), { code: "EBADF", syscall: "fcntl" });
-}));
+});
 
-test("setCloseOnExec holds for one descriptor and not for its copies", keeping(() => {
+test("setCloseOnExec holds for one descriptor and not for its copies", () => {
   using socket = new OwnedDescriptor(runtime, libc.socket(constants.AF_INET, constants.SOCK_STREAM, 0));
   using copy = openNull();
   libc.dup2(socket.number, copy.number);
   setCloseOnExec(runtime, socket.number);
   assert.equal(flagsOf(socket).closeOnExec, true);
   assert.equal(flagsOf(copy).closeOnExec, false);
-}));
+});
 
-test("duplicateOver closes what was there, and the copy is close-on-exec", keeping(() => {
+test("duplicateOver closes what was there, and the copy is close-on-exec", () => {
   using socket = open("inet");
   const [left, right] = socketPair();
   using _left = left;
@@ -217,15 +225,18 @@ test("duplicateOver closes what was there, and the copy is close-on-exec", keepi
   assert.equal(cookieOf(runtime, left.number), cookieOf(runtime, socket.number));
   assert.equal(flagsOf(left).closeOnExec, true);
   // The other end of the pair learns that nobody has its peer any more.
-  assert.equal(libc.sendmsg(right.number, new Uint8Array(new ArrayBuffer(abi.msghdr.size)), constants.MSG_NOSIGNAL), -32);
-}));
+  assert.equal(
+    libc.sendmsg(right.number, new Uint8Array(new ArrayBuffer(abi.msghdr.size)), constants.MSG_NOSIGNAL),
+    -32,
+  );
+});
 
-test("duplicateOver throws a SystemError when there is nothing to copy", keeping(() => {
+test("duplicateOver throws a SystemError when there is nothing to copy", () => {
   using target = openNull();
   assert.throws(() => duplicateOver(runtime, 100_000, target.number), { code: "EBADF", syscall: "dup3" });
-}));
+});
 
-test("closingOnError gives the result, and closes only when there is none", keeping(() => {
+test("closingOnError gives the result, and closes only when there is none", () => {
   using kept = open("inet");
   assert.equal(closingOnError(runtime, kept.number, () => "result"), "result");
   assert.notEqual(localAddress(runtime, kept.number), null);
@@ -235,4 +246,4 @@ test("closingOnError gives the result, and closes only when there is none", keep
   };
   assert.throws(() => closingOnError(runtime, closed, failing), /failed/);
   assert.equal(localAddress(runtime, closed), null);
-}));
+});

@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import test from "node:test";
+import { DescriptorChannel } from "../../src/channel.ts";
 import { peerUser } from "../../src/credentials.ts";
 import { bindListener, connectPath } from "../../src/listener.ts";
 import type { ControlListener, ControlStream } from "../../src/runtime.ts";
 import type { UnixAddress } from "../../src/sockaddr.ts";
 import { cookieOf, isListening } from "../../src/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { keeping, runtime, sleep, socketPair, until } from "./support.ts";
+import { runtime, sleep, socketPair, test, until } from "./support.ts";
 
 /** A control stream that is read to its end. */
 class Reader {
@@ -55,7 +55,7 @@ function adoptedPair(): [Reader, Reader] {
   return [left!, right!];
 }
 
-test("adoptStream carries bytes both ways", keeping(async () => {
+test("adoptStream carries bytes both ways", async () => {
   const [left, right] = adoptedPair();
   left.start().write("to the right");
   right.start().write("to the left");
@@ -63,9 +63,9 @@ test("adoptStream carries bytes both ways", keeping(async () => {
   await left.hears("to the left");
   left.stream.destroy();
   await right.closes();
-}));
+});
 
-test("adoptStream keeps the descriptor that it was given, which stays the runtime's", keeping(async () => {
+test("adoptStream keeps the descriptor that it was given, which stays the runtime's", async () => {
   const [end, other] = socketPair();
   const cookie = cookieOf(runtime, end.number);
   const left = new Reader(runtime.adoptStream(end.take())).start();
@@ -74,18 +74,18 @@ test("adoptStream keeps the descriptor that it was given, which stays the runtim
   left.stream.destroy();
   await left.closes();
   await right.closes();
-}));
+});
 
-test("adoptStream gives bytes that came before it was started", keeping(async () => {
+test("adoptStream gives bytes that came before it was started", async () => {
   const [left, right] = adoptedPair();
   left.start().write("early");
   await sleep(20);
   await right.start().hears("early");
   left.stream.destroy();
   await right.closes();
-}));
+});
 
-test("adoptStream gives 4 MB in order", keeping(async () => {
+test("adoptStream gives 4 MB in order", async () => {
   const [left, right] = adoptedPair();
   const text = Array.from({ length: 400_000 }, (_, index) => String(index).padStart(10, "0")).join("");
   left.start().write(text);
@@ -94,9 +94,9 @@ test("adoptStream gives 4 MB in order", keeping(async () => {
   assert.equal(right.text === text, true);
   left.stream.destroy();
   await right.closes();
-}));
+});
 
-test("ControlStream.write keeps the order of what was written", keeping(async () => {
+test("ControlStream.write keeps the order of what was written", async () => {
   const [left, right] = adoptedPair();
   right.start();
   left.start().write("first");
@@ -105,9 +105,9 @@ test("ControlStream.write keeps the order of what was written", keeping(async ()
   await right.hears("firstsecondthird");
   left.stream.destroy();
   await right.closes();
-}));
+});
 
-test("ControlStream.end closes once everything written has gone out", keeping(async () => {
+test("ControlStream.end closes once everything written has gone out", async () => {
   const [left, right] = adoptedPair();
   const text = "x".repeat(1024 * 1024);
   left.start().write(text);
@@ -116,18 +116,40 @@ test("ControlStream.end closes once everything written has gone out", keeping(as
   await right.closes();
   await left.closes();
   assert.equal(right.size, text.length);
-}));
+});
 
-test("ControlStream.destroy closes at once, and both sides hear of it once", keeping(async () => {
+test("ControlStream.end closes though the other side keeps its own end open", async () => {
+  const [left, right] = socketPair();
+  using _right = right;
+  const reader = new Reader(runtime.adoptStream(left.take())).start();
+  reader.write("last");
+  reader.stream.end();
+  await reader.closes();
+  const received = new DescriptorChannel(runtime, right.number, 16).receive(16)!;
+  assert.equal(new TextDecoder().decode(received.bytes), "last");
+});
+
+test("ControlStream.end delivers its last words to a side that goes on writing", async () => {
+  const [left, right] = adoptedPair();
+  left.start();
+  right.start().write("x".repeat(1024 * 1024));
+  left.write("last");
+  left.stream.end();
+  await right.closes();
+  await left.closes();
+  assert.equal(right.text, "last");
+});
+
+test("ControlStream.destroy closes at once, and both sides hear of it once", async () => {
   const [left, right] = adoptedPair();
   left.start();
   right.start();
   left.stream.destroy();
   await left.closes();
   await right.closes();
-}));
+});
 
-test("ControlStream.write after the close is dropped", keeping(async () => {
+test("ControlStream.write after the close is dropped", async () => {
   const [left, right] = adoptedPair();
   left.start();
   right.start();
@@ -139,9 +161,9 @@ test("ControlStream.write after the close is dropped", keeping(async () => {
   right.stream.destroy();
   await sleep(20);
   assert.deepEqual([left.text, right.text], ["", ""]);
-}));
+});
 
-test("ControlStream.write after the end is dropped", keeping(async () => {
+test("ControlStream.write after the end is dropped", async () => {
   const [left, right] = adoptedPair();
   left.start().write("last");
   left.stream.end();
@@ -149,22 +171,22 @@ test("ControlStream.write after the end is dropped", keeping(async () => {
   right.start();
   await right.closes();
   assert.equal(right.text, "last");
-}));
+});
 
-test("ControlStream.start reports the close of a stream whose other side has gone before", keeping(async () => {
+test("ControlStream.start reports the close of a stream whose other side has gone before", async () => {
   const [left, right] = socketPair();
   const stream = runtime.adoptStream(left.take());
   right[Symbol.dispose]();
   await sleep(20);
   await new Reader(stream).start().closes();
-}));
+});
 
-test("ControlStream.start reports the close of a stream that was destroyed before", keeping(async () => {
+test("ControlStream.start reports the close of a stream that was destroyed before", async () => {
   const [left, right] = adoptedPair();
   left.stream.destroy();
   await left.start().closes();
   await right.start().closes();
-}));
+});
 
 /** A listener of the runtime on a path, and the streams that it took. */
 async function adoptedListener(
@@ -181,7 +203,7 @@ function connect({ path }: UnixAddress): Reader {
   return new Reader(runtime.adoptStream(connectPath(runtime, path)!.take())).start();
 }
 
-test("adoptListener accepts connections, and carries bytes both ways", keeping(async () => {
+test("adoptListener accepts connections, and carries bytes both ways", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const { listener, accepted } = await adoptedListener(address);
@@ -195,9 +217,9 @@ test("adoptListener accepts connections, and carries bytes both ways", keeping(a
   await accepted[0]!.closes();
   await client.closes();
   listener.close();
-}));
+});
 
-test("adoptListener accepts what waited in the queue before", keeping(async () => {
+test("adoptListener accepts what waited in the queue before", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const socket = bindListener(runtime, address, address);
@@ -210,18 +232,18 @@ test("adoptListener accepts what waited in the queue before", keeping(async () =
   accepted[0]!.stream.destroy();
   await client.closes();
   listener.close();
-}));
+});
 
-test("adoptListener keeps the socket that it was given, and says its descriptor", keeping(async () => {
+test("adoptListener keeps the socket that it was given, and says its descriptor", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const { listener, cookie } = await adoptedListener(address);
   assert.equal(cookieOf(runtime, listener.descriptor), cookie);
   assert.equal(isListening(runtime, listener.descriptor), true);
   listener.close();
-}));
+});
 
-test("adoptListener gives streams that can be asked for their user", keeping(async () => {
+test("adoptListener gives streams that can be asked for their user", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const { listener, accepted } = await adoptedListener(address);
@@ -231,18 +253,18 @@ test("adoptListener gives streams that can be asked for their user", keeping(asy
   client.stream.destroy();
   await accepted[0]!.closes();
   listener.close();
-}));
+});
 
-test("ControlListener.close leaves the path, on which nobody answers any more", keeping(async () => {
+test("ControlListener.close leaves the path, on which nobody answers any more", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const { listener } = await adoptedListener(address);
   listener.close();
   await until(() => connectPath(runtime, address.path) === null, "the listener to be closed");
   assert.equal(existsSync(address.path), true);
-}));
+});
 
-test("ControlListener.close leaves the connections that were accepted", keeping(async () => {
+test("ControlListener.close leaves the connections that were accepted", async () => {
   using folder = new TemporaryFolder();
   const address = { family: "unix", path: folder.file("x") } as const;
   const { listener, accepted } = await adoptedListener(address);
@@ -253,4 +275,4 @@ test("ControlListener.close leaves the connections that were accepted", keeping(
   await accepted[0]!.hears("still here");
   client.stream.destroy();
   await accepted[0]!.closes();
-}));
+});

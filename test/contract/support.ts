@@ -6,7 +6,7 @@
 
 import assert from "node:assert/strict";
 import net from "node:net";
-import { test } from "node:test";
+import runTest from "node:test";
 import tls from "node:tls";
 import { allocate, viewOf } from "../../src/bytes.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
@@ -22,13 +22,15 @@ export { runtime } from "./seam.ts";
 /** Far longer than anything here takes. */
 export const patienceMs = 30_000;
 
+type Body = () => void | Promise<void>;
+
 /** A test of what only Deno has; on the others there is nothing to skip. */
-export function onDeno(name: string, body: () => void | Promise<void>): void {
+export function onDeno(name: string, body: Body): void {
   if (runtime.name === "deno") test(name, body);
 }
 
 /** A test of what only Bun has. */
-export function onBun(name: string, body: () => void | Promise<void>): void {
+export function onBun(name: string, body: Body): void {
   if (runtime.name === "bun") test(name, body);
 }
 
@@ -38,20 +40,26 @@ export function takeoverError(code: TakeoverErrorCode): { name: string; code: st
 }
 
 /**
- * The body of a test that leaves the descriptor table as it found it. A runtime
- * closes some descriptors a turn later, so the table is given time.
+ * A test that leaves the descriptor table as it found it. A runtime closes some
+ * descriptors a turn later, so the table is given time.
  */
-export function keeping(body: () => void | Promise<void>): () => Promise<void> {
-  return async () => {
-    const before = await steadyTable();
-    await body();
-    await until(
-      () => sameTable(before, descriptorTable()),
-      () => `descriptors to be closed:\n${difference(descriptorTable(), before)}\nwhere there were:\n${
-        difference(before, descriptorTable())
-      }`,
-    );
-  };
+export function test(name: string, body: Body): void;
+export function test(name: string, options: { skip: string | boolean }, body: Body): void;
+export function test(name: string, ...rest: [Body] | [{ skip: string | boolean }, Body]): void {
+  const [options, body] = rest.length === 1 ? [{ skip: false as const }, rest[0]] : rest;
+  void runTest(name, options, () => keepingDescriptors(body));
+}
+
+async function keepingDescriptors(body: Body): Promise<void> {
+  const before = await steadyTable();
+  await body();
+  await until(
+    () => sameTable(before, descriptorTable()),
+    () => {
+      const [more, fewer] = [difference(descriptorTable(), before), difference(before, descriptorTable())];
+      return `these descriptors to be closed:\n${more}\nin the place of:\n${fewer}`;
+    },
+  );
 }
 
 /** Looks again when it was not so: threads of the runtimes open files for a moment. */

@@ -35,5 +35,7 @@ export function sameTable(a: Table, b: Table): boolean {
 
 /** What one table has and the other has not. */
 export function difference(table: Table, other: Table): string {
-  return [...table].filter(([number, link]) => other.get(number) !== link).map(([n, link]) => `${n} ${link}`).join("\n");
+  return [...table].filter(([number, link]) => other.get(number) !== link).map(([n, link]) => `${n} ${link}`).join(
+    "\n",
+  );
 }

@@ -75,19 +75,21 @@ test("a successor stopped before ready is not noticed", async () => {
 });
 
 test("a successor stopped after ready loses its lease: the incumbent accepts again, the successor ends when it goes on", async () => {
-  await using relay = await Relay.open({ SETTLE_MS: "60000", DRAIN_MS: "100" });
-  const incumbent = await relay.next("bun");
-  await using successor = relay.start("node");
-  await successor.event("ready");
-  successor.signal("SIGSTOP");
-  assert.equal((await incumbent.event("resumed")).code, "ERR_TAKEOVER_REVOKED");
-  assert.equal((await assertServes(relay.port)).pid, incumbent.pid);
-  successor.signal("SIGCONT");
-  assert.equal((await successor.event("refused")).code, "ERR_TAKEOVER_REVOKED");
-  assert.equal(await successor.ended, 1);
-  assert.equal((await assertServes(relay.port)).pid, incumbent.pid);
-  await relay.next("deno");
-  assert.equal((await assertServes(relay.port)).runtime, "deno");
+  await Promise.all(runtimes.map(async (runtime, index) => {
+    await using relay = await Relay.open({ SETTLE_MS: "60000", DRAIN_MS: "100" });
+    const incumbent = await relay.next(runtimeOf(index + 1));
+    await using successor = relay.start(runtime);
+    await successor.event("ready");
+    successor.signal("SIGSTOP");
+    assert.equal((await incumbent.event("resumed")).code, "ERR_TAKEOVER_REVOKED");
+    assert.equal((await assertServes(relay.port)).pid, incumbent.pid);
+    successor.signal("SIGCONT");
+    assert.equal((await successor.event("refused")).code, "ERR_TAKEOVER_REVOKED");
+    assert.equal(await successor.ended, 1);
+    assert.equal((await assertServes(relay.port)).pid, incumbent.pid);
+    await relay.next(runtime);
+    assert.equal((await assertServes(relay.port)).runtime, runtime);
+  }));
 });
 
 test("an incumbent stopped for longer than offerMs refuses nobody when it goes on", async () => {

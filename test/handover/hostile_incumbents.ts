@@ -14,6 +14,7 @@ import {
   endOf,
   get,
   hasNoMoreDescriptors,
+  onEvery,
   portOf,
   Scratch,
   stableDescriptors,
@@ -30,25 +31,18 @@ export interface Scene extends AsyncDisposable {
 }
 
 async function incumbentOn(runtime: RuntimeName): Promise<Scene> {
-  const scratch = await Scratch.make();
+  await using stack = new AsyncDisposableStack();
+  const scratch = stack.use(await Scratch.make());
   const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100", DRAIN_MS: "5000" };
-  const server = startHttp(runtime, env);
+  const server = stack.use(startHttp(runtime, env));
   const port = portOf(await server.event("ready"));
-  const scene: Scene = {
-    runtime,
-    server,
-    env,
-    port,
-    async [Symbol.asyncDispose]() {
-      await server[Symbol.asyncDispose]();
-      await scratch[Symbol.asyncDispose]();
-    },
-  };
+  const scene = { runtime, server, env, port };
   // What a runtime opens once and keeps is open after this.
   await outcomeOf(scene, "close:received");
   await outcomeOf(scene, "send-raw:connect:http");
   await stableDescriptors(server.pid);
-  return scene;
+  const held = stack.move();
+  return { ...scene, [Symbol.asyncDispose]: () => held.disposeAsync() };
 }
 
 /** Waits until the incumbent has said that it accepts again, and why. */
@@ -61,7 +55,10 @@ export async function hasResumed({ server }: Scene, code: string): Promise<void>
 }
 
 /** Lets a peer misbehave to its end. */
-async function outcomeOf({ env, port }: Scene, misbehave: string): Promise<ServerEvent | undefined> {
+async function outcomeOf(
+  { env, port }: Pick<Scene, "env" | "port">,
+  misbehave: string,
+): Promise<ServerEvent | undefined> {
   await using peer = startPeer(env, { misbehave });
   assert.equal(await endOf(peer), 0, peer.stderr);
   await get(port);
@@ -86,7 +83,7 @@ export async function assertRefusal(scene: Scene, misbehave: string, code: strin
 /** Three incumbents, one a runtime, for the tests of a suite. */
 export function incumbents(): Scene[] {
   const scenes: Scene[] = [];
-  before(async () => void scenes.push(...await Promise.all(runtimes.map(incumbentOn))));
+  before(() => onEvery(runtimes, async (runtime) => void scenes.push(await incumbentOn(runtime))));
   after(() => Promise.all(scenes.map((scene) => scene[Symbol.asyncDispose]())));
   return scenes;
 }

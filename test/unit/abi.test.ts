@@ -141,7 +141,10 @@ test("cmsgAlign, cmsgLen and cmsgSpace give what C's macros give", withGcc, asyn
   const expressions: Expressions = { align: "CMSG_SPACE(1) - CMSG_LEN(0)" };
   const expected: Values = { align: cmsgAlign(abi, 1) };
   for (const length of [0, 1, 3, 4, 5, 8, 12, 1012, 2048]) {
-    Object.assign(expressions, { [`len${length}`]: `CMSG_LEN(${length})`, [`space${length}`]: `CMSG_SPACE(${length})` });
+    Object.assign(expressions, {
+      [`len${length}`]: `CMSG_LEN(${length})`,
+      [`space${length}`]: `CMSG_SPACE(${length})`,
+    });
     Object.assign(expected, { [`len${length}`]: cmsgLen(abi, length), [`space${length}`]: cmsgSpace(abi, length) });
   }
   assert.deepEqual(await valuesOf(expressions), expected);
@@ -165,16 +168,20 @@ test("src/ has the constants of single modules as C has them", onLinux, async ()
   assert.deepEqual(await valuesOf(Object.fromEntries(Object.keys(expected).map((name) => [name, name]))), expected);
 });
 
-test("src/ reads struct linux_dirent64, struct ucred and struct rlimit where C puts their fields", onLinux, async () => {
-  const expressions = {
-    reclen: "offsetof(struct dirent64, d_reclen)",
-    name: "offsetof(struct dirent64, d_name)",
-    ucred: "sizeof(struct ucred)",
-    uid: "offsetof(struct ucred, uid)",
-    rlimit: "sizeof(struct rlimit)",
-    soft: "offsetof(struct rlimit, rlim_cur)",
-    flags: "SOCK_CLOEXEC | SOCK_NONBLOCK",
-  };
-  const expected = { reclen: 16, name: 19, ucred: 12, uid: 4, rlimit: 16, soft: 0, flags: 0o2004000 };
-  assert.deepEqual(await valuesOf(expressions), expected);
-});
+test(
+  "src/ reads struct linux_dirent64, struct ucred and struct rlimit where C puts their fields",
+  onLinux,
+  async () => {
+    const expressions = {
+      reclen: "offsetof(struct dirent64, d_reclen)",
+      name: "offsetof(struct dirent64, d_name)",
+      ucred: "sizeof(struct ucred)",
+      uid: "offsetof(struct ucred, uid)",
+      rlimit: "sizeof(struct rlimit)",
+      soft: "offsetof(struct rlimit, rlim_cur)",
+      flags: "SOCK_CLOEXEC | SOCK_NONBLOCK",
+    };
+    const expected = { reclen: 16, name: 19, ucred: 12, uid: 4, rlimit: 16, soft: 0, flags: 0o2004000 };
+    assert.deepEqual(await valuesOf(expressions), expected);
+  },
+);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { Conversation, within } from "../../src/conversation.ts";
-import { TakeoverError } from "../../src/errors.ts";
+import { PeerLostError, TakeoverError } from "../../src/errors.ts";
 import { limitsFrom } from "../../src/limits.ts";
 import type { Role } from "../../src/protocol.ts";
 import { FakeStream, takeoverError } from "./support.ts";
@@ -144,6 +144,26 @@ test("Conversation.receive throws for a head over the limit", async () => {
   const { stream, conversation } = begin("incumbent");
   stream.arriveFrames({ type: "hello", more: "x".repeat(10_000) });
   await assert.rejects(conversation.receive(longMs, "helloMs"), takeoverError("ERR_TAKEOVER_LIMIT"));
+});
+
+test("Conversation.receive throws a PeerLostError for a side that has gone, and not for one that says so", async () => {
+  const gone = greeting();
+  gone.stream.close();
+  await assert.rejects(gone.conversation.receive(longMs, "offerMs"), PeerLostError);
+  const refusing = greeting();
+  refusing.stream.arriveFrames({ type: "refuse", code: "ERR_TAKEOVER_LOST", message: "said so" });
+  await assert.rejects(refusing.conversation.receive(longMs, "offerMs"), (error: Error) => {
+    assert.ok(!(error instanceof PeerLostError));
+    assert.equal(error.message, "said so");
+    return true;
+  });
+});
+
+test("Conversation.send throws what the other side has refused with meanwhile, and writes nothing", () => {
+  const { stream, conversation } = begin("successor");
+  stream.arriveFrames({ type: "refuse", code: "ERR_TAKEOVER_BUSY", message: "try again" });
+  assert.throws(() => conversation.send({ type: "hello" }), takeoverError("ERR_TAKEOVER_BUSY"));
+  assert.deepEqual(stream.written, []);
 });
 
 test("Conversation.refuse sends a refuse from the incumbent, and ends", () => {

@@ -139,7 +139,9 @@ test("Drain.fetch gives nothing back when the handler gave nothing, as it does a
 test("Drain.listener sets Connection: close before the handler runs", () => {
   const response = new FakeServerResponse();
   let seen: string | undefined;
-  const listener = draining().listener((_request: unknown, { headers }: FakeServerResponse) => seen = headers.connection);
+  const listener = draining().listener((_request: unknown, { headers }: FakeServerResponse) =>
+    seen = headers.connection
+  );
   listener("request", response);
   assert.equal(seen, "close");
 });

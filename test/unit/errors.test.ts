@@ -1,6 +1,14 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { checked, isSystemError, messageOf, SystemError, TakeoverError } from "../../src/errors.ts";
+import {
+  checked,
+  isSystemError,
+  messageOf,
+  PeerLostError,
+  shown,
+  SystemError,
+  TakeoverError,
+} from "../../src/errors.ts";
 import { darwin, linux } from "./support.ts";
 
 test("TakeoverError has a name, a code, a message and a cause", () => {
@@ -15,6 +23,13 @@ test("TakeoverError has a name, a code, a message and a cause", () => {
 
 test("TakeoverError has no cause when none was given", () => {
   assert.ok(!Object.hasOwn(new TakeoverError("ERR_TAKEOVER_BUSY", ""), "cause"));
+});
+
+test("PeerLostError is a TakeoverError with the code ERR_TAKEOVER_LOST", () => {
+  const cause = new Error("reset");
+  const error = new PeerLostError("The incumbent has gone", { cause });
+  assert.ok(error instanceof TakeoverError);
+  assert.deepEqual([error.name, error.code, error.cause], ["TakeoverError", "ERR_TAKEOVER_LOST", cause]);
 });
 
 test("SystemError has the shape of Node's system errors", () => {
@@ -51,4 +66,11 @@ test("messageOf reads errors and everything else that can be thrown", () => {
   assert.equal(messageOf("said"), "said");
   assert.equal(messageOf(undefined), "undefined");
   assert.equal(messageOf(null), "null");
+});
+
+test("shown gives the beginning of a text, and of anything else its type", () => {
+  assert.equal(shown('a "b"'), '"a \\"b\\""');
+  assert.equal(shown("x".repeat(100_000)), JSON.stringify("x".repeat(80)));
+  assert.equal(shown([[1]]), "a value of type object");
+  assert.equal(shown(undefined), "a value of type undefined");
 });

@@ -33,6 +33,12 @@ test("parseRegistrations keeps every bit of a pointer and of edge-triggered even
   ]);
 });
 
+test("parseRegistrations gives the line of one descriptor, and not of one whose digits contain its own", () => {
+  assert.deepEqual(parseRegistrations(5, nodeFdinfo, 12), [{ epoll: 5, descriptor: 12, events: 0x19, data: 12n }]);
+  assert.deepEqual(parseRegistrations(5, nodeFdinfo, 1), []);
+  assert.deepEqual(parseRegistrations(5, nodeFdinfo, 2), []);
+});
+
 test("parseRegistrations finds nothing in the fdinfo of anything else", () => {
   assert.deepEqual(parseRegistrations(4, "pos:\t0\nflags:\t02\neventfd-count: 0\n"), []);
   assert.deepEqual(parseRegistrations(4, ""), []);

@@ -65,8 +65,7 @@ test("src/runtime.ts has types only, so that the seam costs nothing", () => {
 });
 
 test("runtimes/ imports src/, runtimes/net.ts and the built-ins of Node, and no runtime imports another", () => {
-  const isAllowed = (target: string) =>
-    isCore(target) || target === "runtimes/net.ts" || target.startsWith("node:");
+  const isAllowed = (target: string) => isCore(target) || target === "runtimes/net.ts" || target.startsWith("node:");
   assert.ok(importsOf("runtimes/deno.ts").some(({ target }) => target === "runtimes/net.ts"));
   assert.deepEqual(strayImports("runtimes", isAllowed), []);
 });
@@ -80,7 +79,13 @@ test("mod.ts imports src/, and each runtime lazily", () => {
 
 test("mod.ts and runtimes/deno.ts need no permission of Deno to be imported", async () => {
   for (const file of ["mod.ts", "runtimes/deno.ts"]) {
-    const { status, stdout, stderr } = await run([binaries.deno, "run", "--no-prompt", "--quiet", new URL(file, root).pathname]);
+    const { status, stdout, stderr } = await run([
+      binaries.deno,
+      "run",
+      "--no-prompt",
+      "--quiet",
+      new URL(file, root).pathname,
+    ]);
     assert.deepEqual({ file, status, stdout, stderr }, { file, status: 0, stdout: "", stderr: "" });
   }
 });
@@ -90,7 +95,10 @@ test("mod.ts and runtimes/deno.ts need no permission of Deno to be imported", as
  * module, and the ones that it loads when it binds libc, as the dynamic loader
  * of glibc tells (ld.so(8), LD_DEBUG).
  */
-async function librariesLoaded(command: readonly string[], runtime: string): Promise<{ import: string[]; open: string[] }> {
+async function librariesLoaded(
+  command: readonly string[],
+  runtime: string,
+): Promise<{ import: string[]; open: string[] }> {
   using folder = new TemporaryFolder();
   const file = folder.file("program.mjs");
   writeFileSync(

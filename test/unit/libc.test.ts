@@ -101,7 +101,13 @@ test("declarations leaves out what the platform does not have", () => {
   const onLinux = Object.keys(declarations(linux, types));
   const onDarwin = Object.keys(declarations(darwin, types));
   assert.deepEqual(names.filter((name) => !onLinux.includes(name)), ["getpeereid"]);
-  assert.deepEqual(names.filter((name) => !onDarwin.includes(name)), ["dup3", "getdents64", "statx", "syscall", "epoll_ctl"]);
+  assert.deepEqual(names.filter((name) => !onDarwin.includes(name)), [
+    "dup3",
+    "getdents64",
+    "statx",
+    "syscall",
+    "epoll_ctl",
+  ]);
 });
 
 test("declarations pads variadic functions on macOS arm64 only", () => {
@@ -145,4 +151,3 @@ test("loadFirst passes a TakeoverError through without asking for another librar
   assert.throws(() => loadFirst(linux, denied), takeoverError("ERR_TAKEOVER_PERMISSION"));
   assert.equal(asked, 1);
 });
-

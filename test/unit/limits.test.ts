@@ -37,7 +37,10 @@ test("limitsFrom refuses a name that every object has", () => {
 
 test("limitsFrom refuses a time that a timer cannot wait, which would end at once", () => {
   assert.equal(limitsFrom({ readyMs: 2 ** 31 - 1 }).readyMs, 2 ** 31 - 1);
-  assert.throws(() => limitsFrom({ readyMs: 2 ** 31 }), takeoverError("ERR_TAKEOVER_LIMIT"));
+  assert.throws(() => limitsFrom({ readyMs: 2 ** 31 }), {
+    ...takeoverError("ERR_TAKEOVER_LIMIT"),
+    message: "Cannot set the limit readyMs to 2147483648: expected an integer from 1 to 2147483647",
+  });
 });
 
 test("limitsFrom refuses what is negative or no integer", () => {

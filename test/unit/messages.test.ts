@@ -193,7 +193,10 @@ test("parseOffer refuses an IP address whose host name or port is wrong", () => 
 
 test("parseOffer gives the scope of an IPv6 address, and refuses one that is no integer", () => {
   const address = { family: "inet6", hostname: "fe80::1", port: 80, scope: 2 } as const;
-  assert.deepEqual(parseOffer({ ...offer, endpoints: [control, { ...web, address }] }, limits).endpoints[1]!.address, address);
+  assert.deepEqual(
+    parseOffer({ ...offer, endpoints: [control, { ...web, address }] }, limits).endpoints[1]!.address,
+    address,
+  );
   refusesAddress(address, "scope", noIntegers.filter((value) => value !== undefined));
 });
 

@@ -1,6 +1,13 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { commonVersion, type FrameType, Protocol, type ProtocolState, type Role, versions } from "../../src/protocol.ts";
+import {
+  commonVersion,
+  type FrameType,
+  Protocol,
+  type ProtocolState,
+  type Role,
+  versions,
+} from "../../src/protocol.ts";
 import { takeoverError } from "./support.ts";
 
 type Step = readonly [Role, FrameType];

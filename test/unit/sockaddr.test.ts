@@ -9,8 +9,8 @@ import {
   parseInet,
   parseInet6,
   sameAddress,
-  type SocketAddress,
   sockaddrSize,
+  type SocketAddress,
 } from "../../src/sockaddr.ts";
 import { darwin, linux, takeoverError } from "./support.ts";
 
@@ -46,7 +46,12 @@ test("encodeSockaddr begins with sa_len and a family of one byte on macOS", () =
   assert.deepEqual([...encodeSockaddr(darwin, { family: "inet", hostname: "1.2.3.4", port: 1 }).slice(0, 8)], [
     ...[16, 2, 0, 1, 1, 2, 3, 4],
   ]);
-  assert.deepEqual([...encodeSockaddr(darwin, { family: "inet6", hostname: "::", port: 1 }).slice(0, 4)], [28, 30, 0, 1]);
+  assert.deepEqual([...encodeSockaddr(darwin, { family: "inet6", hostname: "::", port: 1 }).slice(0, 4)], [
+    28,
+    30,
+    0,
+    1,
+  ]);
   assert.deepEqual([...encodeSockaddr(darwin, unix("/a"))], [5, 1, 47, 97, 0]);
 });
 
@@ -182,7 +187,9 @@ test("encodeSockaddr refuses an address of the other family, and a name", () => 
 });
 
 test("parseInet refuses what is no dotted decimal", () => {
-  for (const text of ["", "1.2.3", "1.2.3.4.5", "256.0.0.1", "1.2.3.a", " 1.2.3.4", "1.2.3.4\n", "1..2.3", "-1.2.3.4"]) {
+  for (
+    const text of ["", "1.2.3", "1.2.3.4.5", "256.0.0.1", "1.2.3.a", " 1.2.3.4", "1.2.3.4\n", "1..2.3", "-1.2.3.4"]
+  ) {
     assert.equal(parseInet(text), null, JSON.stringify(text));
   }
 });
@@ -192,14 +199,34 @@ test("parseInet6 takes every form of RFC 4291, section 2.2", () => {
   assert.deepEqual([...parseInet6("::")!], new Array(16).fill(0));
   assert.deepEqual([...parseInet6("ABCD::")!], [0xab, 0xcd, ...new Array(14).fill(0)]);
   assert.deepEqual([...parseInet6("1:2:3:4:5:6:7::")!], [0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 0]);
-  assert.deepEqual([...parseInet6("64:ff9b::192.0.2.33")!], [0, 0x64, 0xff, 0x9b, ...new Array(8).fill(0), 192, 0, 2, 33]);
+  assert.deepEqual([...parseInet6("64:ff9b::192.0.2.33")!], [
+    0,
+    0x64,
+    0xff,
+    0x9b,
+    ...new Array(8).fill(0),
+    192,
+    0,
+    2,
+    33,
+  ]);
   assert.deepEqual([...parseInet6("1:2:3:4:5:6:1.2.3.4")!], [0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 1, 2, 3, 4]);
 });
 
 test("parseInet6 refuses what is no IPv6 address", () => {
   const wrong = [
     ...["", ":", ":::", "1", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1:2:3:4:5:6:7:8::", "1::2::3", "12345::"],
-    ...["g::", "::1%eth0", "[::1]", ":1:2:3:4:5:6:7", "1:2:3:4:5:6:7:", "::1.2.3", "::256.0.0.1", "::1.2.3.4:5", "1:::2"],
+    ...[
+      "g::",
+      "::1%eth0",
+      "[::1]",
+      ":1:2:3:4:5:6:7",
+      "1:2:3:4:5:6:7:",
+      "::1.2.3",
+      "::256.0.0.1",
+      "::1.2.3.4:5",
+      "1:::2",
+    ],
     ...["1.2.3.4::", "1.2.3.4::1", "::1.2.3.4::"],
   ];
   for (const text of wrong) assert.equal(parseInet6(text), null, JSON.stringify(text));
