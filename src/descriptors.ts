@@ -52,6 +52,21 @@ export class OwnedDescriptor implements Disposable {
   }
 }
 
+/**
+ * Runs something with a descriptor and closes it afterwards, unless it was
+ * taken. Node 22 runs these sources as they are, and knows no `using`.
+ */
+export function owning<T>(descriptor: OwnedDescriptor, use: (descriptor: OwnedDescriptor) => T): T {
+  let isPending = false;
+  try {
+    const result = use(descriptor);
+    isPending = result instanceof Promise;
+    return isPending ? (result as Promise<unknown>).finally(() => descriptor[Symbol.dispose]()) as T : result;
+  } finally {
+    if (!isPending) descriptor[Symbol.dispose]();
+  }
+}
+
 /** Linux's number of close_range(2), the same on every architecture; older libcs have no name for it. */
 const SYS_close_range = 436;
 

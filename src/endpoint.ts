@@ -9,6 +9,7 @@
  * @module
  */
 
+import { owning } from "./descriptors.ts";
 import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
 import { deadListener } from "./graft.ts";
 import type { Runtime } from "./runtime.ts";
@@ -80,7 +81,8 @@ export class Endpoint {
   release(): void {
     if (!this.alive) return;
     this.pause();
-    using dead = deadListener(this.#runtime, this.identity.family);
-    duplicateOver(this.#runtime, dead.number, this.descriptor);
+    owning(deadListener(this.#runtime, this.identity.family), ({ number }) => {
+      duplicateOver(this.#runtime, number, this.descriptor);
+    });
   }
 }

@@ -9,7 +9,7 @@
  */
 
 import { openingOf } from "./address.ts";
-import { openDescriptors, type OwnedDescriptor } from "./descriptors.ts";
+import { openDescriptors, type OwnedDescriptor, owning } from "./descriptors.ts";
 import { messageOf, TakeoverError } from "./errors.ts";
 import { canPause, type Registration, registrationsOf, unregister } from "./event_loop.ts";
 import type { Limits } from "./limits.ts";
@@ -127,8 +127,10 @@ async function give<T>(
 function freeAddress(runtime: Runtime, address: SocketAddress): { placeholder: SocketAddress; likely: number } {
   const wanted = placeholderAddress(address.family, address.family === "unix" ? address.path : null);
   if (wanted.family === "unix") return { placeholder: wanted, likely: -1 };
-  using probe = bindListener(runtime, wanted, { port: 0 });
-  return { placeholder: localAddress(runtime, probe.number)!, likely: probe.number };
+  return owning(bindListener(runtime, wanted, { port: 0 }), ({ number }) => ({
+    placeholder: localAddress(runtime, number)!,
+    likely: number,
+  }));
 }
 
 function placeholderAddress(family: SocketAddress["family"], path: string | null): SocketAddress {

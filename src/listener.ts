@@ -6,7 +6,7 @@
  */
 
 import { allocate, readField, viewOf } from "./bytes.ts";
-import { cString, OwnedDescriptor } from "./descriptors.ts";
+import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
 import { defaultBacklog, type EndpointAddress } from "./address.ts";
 import { checked, isSystemError } from "./errors.ts";
 import { errnoOf } from "./errno.ts";
@@ -44,26 +44,27 @@ export function bindListener(
 ): OwnedDescriptor {
   const { abi, libc } = runtime;
   const { SOL_SOCKET, SO_REUSEADDR, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
-  using socket = new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream"));
-  const mode = "mode" in options ? options.mode : undefined;
-  if (address.family === "unix") {
-    // On Linux the path gets the mode of the socket less the umask, so that
-    // there is no moment with more than was asked for (net/unix/af_unix.c,
-    // unix_bind_bsd); what the umask took away comes back below.
-    if (mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
-  } else {
-    setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEADDR, 1);
-  }
-  if (address.family === "inet6") {
-    const only = "ipv6Only" in options && options.ipv6Only === true;
-    setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
-  }
-  bindSocket(runtime, socket.number, address);
-  if (address.family === "unix" && mode !== undefined) {
-    checked(abi, "chmod", libc.chmod(cString(address.path), mode), address.path);
-  }
-  checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
-  return new OwnedDescriptor(runtime, socket.take());
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream")), (socket) => {
+    const mode = "mode" in options ? options.mode : undefined;
+    if (address.family === "unix") {
+      // On Linux the path gets the mode of the socket less the umask, so that
+      // there is no moment with more than was asked for (net/unix/af_unix.c,
+      // unix_bind_bsd); what the umask took away comes back below.
+      if (mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
+    } else {
+      setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEADDR, 1);
+    }
+    if (address.family === "inet6") {
+      const only = "ipv6Only" in options && options.ipv6Only === true;
+      setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
+    }
+    bindSocket(runtime, socket.number, address);
+    if (address.family === "unix" && mode !== undefined) {
+      checked(abi, "chmod", libc.chmod(cString(address.path), mode), address.path);
+    }
+    checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
+    return new OwnedDescriptor(runtime, socket.take());
+  });
 }
 
 /**
@@ -75,14 +76,15 @@ export function bindListener(
  *   `EAGAIN` for a full accept queue.
  */
 export function connectPath(runtime: Runtime, path: string): OwnedDescriptor | null {
-  using socket = new OwnedDescriptor(runtime, openSocket(runtime, "unix", "stream"));
-  try {
-    connectSocket(runtime, socket.number, { family: "unix", path });
-  } catch (error) {
-    if (isSystemError(error, "ENOENT", "ECONNREFUSED")) return null;
-    throw error;
-  }
-  return new OwnedDescriptor(runtime, socket.take());
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, "unix", "stream")), (socket) => {
+    try {
+      connectSocket(runtime, socket.number, { family: "unix", path });
+    } catch (error) {
+      if (isSystemError(error, "ENOENT", "ECONNREFUSED")) return null;
+      throw error;
+    }
+    return new OwnedDescriptor(runtime, socket.take());
+  });
 }
 
 /** Removes a path; one that is gone already is fine. */

@@ -132,11 +132,10 @@ async function lockBeside(runtime: Runtime, path: string, limitMs: number): Prom
   for (;;) {
     const opened = libc.open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, ownerOnly);
     if (opened < 0) throw openFailure(runtime, path, opened);
-    using file = new OwnedDescriptor(runtime, opened);
-    const result = libc.flock(file.number, LOCK_EX | LOCK_NB);
-    if (result === 0 && isStillAt(runtime, file.number, lockPath(path))) {
-      return new OwnedDescriptor(runtime, file.take());
-    }
+    const file = new OwnedDescriptor(runtime, opened);
+    const result = libc.flock(opened, LOCK_EX | LOCK_NB);
+    if (result === 0 && isStillAt(runtime, opened, lockPath(path))) return file;
+    file[Symbol.dispose]();
     if (result < 0 && result !== -errnoOf(abi.platform, "EAGAIN")) checked(abi, "flock", result, lockPath(path));
     if (Date.now() >= until) throw stuck(`lock ${lockPath(path)}`, "lockMs", limitMs, undefined);
     await pause();

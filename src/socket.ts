@@ -164,16 +164,6 @@ export function duplicateOver(runtime: Runtime, from: number, to: number): void 
   setCloseOnExec(runtime, to);
 }
 
-/** Runs `use` with a descriptor and closes it when `use` throws. */
-export function closingOnError<T>(runtime: Runtime, descriptor: number, use: (descriptor: number) => T): T {
-  try {
-    return use(descriptor);
-  } catch (error) {
-    runtime.libc.close(descriptor);
-    throw error;
-  }
-}
-
 function nameOf(abi: Abi, call: (name: Bytes, size: Bytes) => number): SocketAddress | null {
   const name = allocate(sockaddrSize);
   const size = sizeBytes(sockaddrSize);

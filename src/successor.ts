@@ -12,7 +12,7 @@ import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import type { DescriptorChannel } from "./channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "./credentials.ts";
-import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "./descriptors.ts";
+import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "./descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "./errors.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "./limits.ts";
@@ -76,9 +76,10 @@ export class Succession {
    */
   static async begin(connection: OwnedDescriptor, options: SuccessorOptions): Promise<Succession> {
     const { runtime, limits, instance } = options;
-    using owned = connection;
-    checkPeerUser(runtime, owned.number, options.allowUsers, "incumbent");
-    const conversation = converse(runtime, owned, limits);
+    const conversation = owning(connection, ({ number }) => {
+      checkPeerUser(runtime, number, options.allowUsers, "incumbent");
+      return converse(runtime, connection, limits);
+    });
     const sockets: Inherited[] = [];
     try {
       const token = randomHex();
@@ -197,8 +198,7 @@ function aliveEveryMs(silenceMs: number): number {
 function converse(runtime: Runtime, connection: OwnedDescriptor, limits: Limits): Conversation {
   const copy = new OwnedDescriptor(runtime, duplicate(runtime, connection.number));
   return new Conversation(runtime.adoptStream(connection.take()), "successor", limits, () => {
-    using last = copy;
-    return readAvailable(runtime, last.number);
+    return owning(copy, ({ number }) => readAvailable(runtime, number));
   });
 }
 
@@ -212,18 +212,32 @@ export function isLost(error: unknown): boolean {
   return error instanceof PeerLostError;
 }
 
+/** Makes the second connection, and fills `sockets` from it. */
 async function receiveSockets(
   offer: Offer,
   conversation: Conversation,
   token: string,
-  { runtime, limits, path, allowUsers }: SuccessorOptions,
+  options: SuccessorOptions,
   sockets: Inherited[],
 ): Promise<void> {
-  using second = connectPath(runtime, path);
+  const { runtime, limits, path, allowUsers } = options;
+  const second = connectPath(runtime, path);
   if (!second) throw new PeerLostError(`The incumbent no longer listens on ${path}`);
-  checkPeerUser(runtime, second.number, allowUsers, "incumbent");
-  const channel = batchChannel(runtime, second.number);
-  await joinWith(channel, token, limits);
+  await owning(second, async ({ number }) => {
+    checkPeerUser(runtime, number, allowUsers, "incumbent");
+    const channel = batchChannel(runtime, number);
+    await joinWith(channel, token, limits);
+    await receiveBatches(offer, conversation, channel, options, sockets);
+  });
+}
+
+async function receiveBatches(
+  offer: Offer,
+  conversation: Conversation,
+  channel: DescriptorChannel,
+  { runtime, limits }: SuccessorOptions,
+  sockets: Inherited[],
+): Promise<void> {
   const batches = batchesOf(offer.endpoints, runtime.abi.descriptorsPerMessage);
   for (const [number, endpoints] of batches.entries()) {
     try {

@@ -21,6 +21,7 @@ import {
   type UnixOpening,
 } from "./address.ts";
 
+import { owning } from "./descriptors.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
 import { Endpoint } from "./endpoint.ts";
 import { isSystemError, messageOf, SystemError, TakeoverError } from "./errors.ts";
@@ -201,8 +202,7 @@ export class Takeover implements AsyncDisposable {
     const isInherited = found !== undefined && satisfies(found.identity.address, wanted);
     if (isInherited) this.#succession!.endpoints.delete(name);
     const { descriptor, identity } = isInherited ? found : this.#bind(wanted, address);
-    using owned = descriptor;
-    const adopted = await adopt(this.#runtime, this.#limits, name, owned, identity, open);
+    const adopted = await owning(descriptor, (owned) => adopt(this.#runtime, this.#limits, name, owned, identity, open));
     const { native, descriptor: held, registrations } = adopted;
     const endpoint = new Endpoint(this.#runtime, {
       kind: "listener",

@@ -7,6 +7,7 @@ import {
   linkOf,
   openDescriptors,
   OwnedDescriptor,
+  owning,
   readFile,
 } from "../../src/descriptors.ts";
 import { TemporaryFolder } from "../unit/children.ts";
@@ -131,4 +132,24 @@ test("disposeAll takes none, and those that were closed before", () => {
 test("cString ends a text with its NUL", () => {
   assert.deepEqual([...cString("é")], [0xc3, 0xa9, 0]);
   assert.equal(libc.unlink(cString("")), -2);
+});
+
+test("owning closes afterwards, when it fails, and when a promise settles, but not what was taken", async () => {
+  const isOpen = (number: number) => libc.fcntl(number, runtime.abi.constants.F_GETFD, 0) >= 0;
+  const numbers: number[] = [];
+  assert.equal(owning(openNull(), ({ number }) => numbers.push(number)), 1);
+  const failing = ({ number }: OwnedDescriptor) => {
+    numbers.push(number);
+    throw new Error("failed");
+  };
+  assert.throws(() => owning(openNull(), failing), /failed/);
+  await owning(openNull(), async ({ number }) => {
+    await Promise.resolve();
+    assert.equal(isOpen(number), true);
+    numbers.push(number);
+  });
+  assert.deepEqual(numbers.map(isOpen), [false, false, false]);
+  const taken = owning(openNull(), (descriptor) => descriptor.take());
+  assert.equal(isOpen(taken), true);
+  libc.close(taken);
 });

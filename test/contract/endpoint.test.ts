@@ -9,7 +9,7 @@ import { adopt, type Open } from "../../src/graft.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import { bindListener, connectPath } from "../../src/listener.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
-import { cookieOf, duplicateOver, identify, localAddress, type SocketIdentity } from "../../src/socket.ts";
+import { cookieOf, duplicateOver, identify, isListening, localAddress, type SocketIdentity } from "../../src/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
 import { ask, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
@@ -83,6 +83,8 @@ async function releases<T>(native: Native<T>): Promise<void> {
   endpoint.release();
   assert.equal(endpoint.alive, false);
   assert.notEqual(cookieOf(runtime, descriptor), identity.cookie);
+  // The server still has a descriptor of its own under the number, so closing it closes nobody else's.
+  assert.equal(isListening(runtime, descriptor), true);
   const waiting = ask(reachable(identity.address)).catch((error: { code?: string }) => error.code);
   await until(() => queuedCount(copy.number) === 1, "a connection in the queue of the copy");
   await isIdle();

@@ -4,7 +4,6 @@ import { bindListener } from "../../src/listener.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
 import {
   bindSocket,
-  closingOnError,
   connectSocket,
   cookieOf,
   duplicateOver,
@@ -234,16 +233,4 @@ test("duplicateOver closes what was there, and the copy is close-on-exec", () =>
 test("duplicateOver throws a SystemError when there is nothing to copy", () => {
   using target = openNull();
   assert.throws(() => duplicateOver(runtime, 100_000, target.number), { code: "EBADF", syscall: "dup3" });
-});
-
-test("closingOnError gives the result, and closes only when there is none", () => {
-  using kept = open("inet");
-  assert.equal(closingOnError(runtime, kept.number, () => "result"), "result");
-  assert.notEqual(localAddress(runtime, kept.number), null);
-  const closed = openSocket(runtime, "inet", "stream");
-  const failing = () => {
-    throw new Error("failed");
-  };
-  assert.throws(() => closingOnError(runtime, closed, failing), /failed/);
-  assert.equal(localAddress(runtime, closed), null);
 });

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { existsSync } from "node:fs";
+import net from "node:net";
 import { DescriptorChannel } from "../../src/channel.ts";
 import { peerUser } from "../../src/credentials.ts";
 import { bindListener, connectPath } from "../../src/listener.ts";
@@ -253,6 +255,20 @@ test("adoptListener gives streams that can be asked for their user", async () =>
   client.stream.destroy();
   await accepted[0]!.closes();
   listener.close();
+});
+
+test("ControlStream closes when the other side has ended, though bytes for it have not gone out", async () => {
+  using folder = new TemporaryFolder();
+  const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }).listen(folder.file("x"));
+  await once(server, "listening");
+  const accepted = once(server, "connection");
+  const reader = connect({ family: "unix", path: folder.file("x") });
+  const [other] = await accepted as [net.Socket];
+  reader.write("x".repeat(4 * 1024 * 1024));
+  other.on("error", () => {}).end();
+  await reader.closes();
+  other.destroy();
+  server.close();
 });
 
 test("ControlListener.close leaves the path, on which nobody answers any more", async () => {

@@ -53,6 +53,19 @@ test("the built package on Node 20, 24 and 26 and the sources on Deno follow eac
   }
 });
 
+test("the sources run unbuilt on Node 22.18 and 24", async () => {
+  using scratch = new Scratch();
+  const file = join(root, "examples/http.ts");
+  const env = { PORT: String(await freePort()), TAKEOVER: join(scratch.path, "t.sock"), SETTLE_MS: "50" };
+  await using first = start(binaries.node22, file, env);
+  await first.event("ready");
+  await using second = start(binaries.node24, file, env);
+  await second.event("settled");
+  await using third = start(binaries.node22, file, env);
+  await third.event("settled");
+  assert.equal((await assertServes(Number(env.PORT), 3)).pid, third.pid);
+});
+
 test("Node 26 without koffi takes node:ffi", async () => {
   using scratch = new Scratch();
   const file = install(scratch.path, false);

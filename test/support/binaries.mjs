@@ -40,6 +40,9 @@ export const binaries = {
   get node20() {
     return first("Node 20", [join(folderOf("node20"), "bin/node")]);
   },
+  get node22() {
+    return first("Node 22", [join(folderOf("node22"), "bin/node")]);
+  },
   get node24() {
     return first("Node 24", [join(folderOf("node24"), "bin/node")]);
   },
