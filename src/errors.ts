@@ -7,7 +7,6 @@
  * @module
  */
 
-import type { Abi } from "./abi.ts";
 import { errnoName } from "./errno.ts";
 
 /** What can go wrong, one line each; README.md has a section for every code. */
@@ -123,7 +122,7 @@ export class SystemError extends Error {
  * @param detail What it was called for.
  * @throws {SystemError} When `result` is negative.
  */
-export function checked(abi: Abi, syscall: string, result: number, detail?: string): number {
+export function checked(abi: { readonly platform: "linux" | "darwin" }, syscall: string, result: number, detail?: string): number {
   if (result >= 0) return result;
   throw new SystemError(errnoName(abi.platform, -result), result, syscall, detail);
 }

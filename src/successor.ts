@@ -9,6 +9,7 @@
  */
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
+import type { Unopened } from "./binding.ts";
 import type { DescriptorChannel } from "./channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "./credentials.ts";
@@ -35,12 +36,6 @@ export interface SuccessorOptions {
   readonly require: readonly string[];
 }
 
-/** A socket that has come over and is not in a native server yet. */
-export interface Inherited {
-  readonly descriptor: OwnedDescriptor;
-  readonly identity: SocketIdentity;
-}
-
 /** How many signs of life a successor gives in the time that it may be silent. */
 const aliveCount = 5;
 const shortestAliveMs = 10;
@@ -51,14 +46,14 @@ export class Succession {
   /** Who is being replaced. */
   readonly from: Peer;
   /** The control socket; taken by whoever opens it. */
-  readonly control: Inherited;
+  readonly control: Unopened;
   /** The other sockets by name; an entry is taken out by whoever opens it. */
-  readonly endpoints: Map<string, Inherited>;
+  readonly endpoints: Map<string, Unopened>;
   readonly #conversation: Conversation;
   readonly #limits: Limits;
   #leaseEnd: Promise<void> = Promise.resolve();
 
-  private constructor(offer: Offer, sockets: readonly Inherited[], conversation: Conversation, limits: Limits) {
+  private constructor(offer: Offer, sockets: readonly Unopened[], conversation: Conversation, limits: Limits) {
     this.from = { pid: offer.pid, runtime: offer.runtime, generation: offer.generation };
     this.control = sockets[0]!;
     this.endpoints = new Map(sockets.slice(1).map((socket, index) => [offer.endpoints[index + 1]!.name, socket]));
@@ -80,7 +75,7 @@ export class Succession {
       checkPeerUser(runtime, number, options.allowUsers, "incumbent");
       return converse(runtime, connection, limits);
     });
-    const sockets: Inherited[] = [];
+    const sockets: Unopened[] = [];
     try {
       const token = randomHex();
       conversation.send({
@@ -218,7 +213,7 @@ async function receiveSockets(
   conversation: Conversation,
   token: string,
   options: SuccessorOptions,
-  sockets: Inherited[],
+  sockets: Unopened[],
 ): Promise<void> {
   const { runtime, limits, path, allowUsers } = options;
   const second = connectPath(runtime, path);
@@ -236,7 +231,7 @@ async function receiveBatches(
   conversation: Conversation,
   channel: DescriptorChannel,
   { runtime, limits }: SuccessorOptions,
-  sockets: Inherited[],
+  sockets: Unopened[],
 ): Promise<void> {
   const batches = batchesOf(offer.endpoints, runtime.abi.descriptorsPerMessage);
   for (const [number, endpoints] of batches.entries()) {
@@ -269,7 +264,7 @@ function verified(
   runtime: Runtime,
   descriptors: readonly OwnedDescriptor[],
   endpoints: readonly OfferedEndpoint[],
-): Inherited[] {
+): Unopened[] {
   try {
     return descriptors.map((descriptor, index) => {
       const offered = endpoints[index]!;

@@ -22,20 +22,21 @@ import {
 } from "./address.ts";
 
 import { owning } from "./descriptors.ts";
+import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
 import { Endpoint } from "./endpoint.ts";
-import { isSystemError, messageOf, SystemError, TakeoverError } from "./errors.ts";
+import { messageOf, SystemError, TakeoverError } from "./errors.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { adopt } from "./graft.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "./limits.ts";
-import { bindListener, connectPath, statusOf, unlinkPath } from "./listener.ts";
+import { unlinkPath } from "./listener.ts";
 import { checkedName, type Peer } from "./messages.ts";
 import { meet } from "./rendezvous.ts";
 import type { ControlListener, Runtime } from "./runtime.ts";
-import { formatAddress, type SocketAddress } from "./sockaddr.ts";
+import type { SocketAddress } from "./sockaddr.ts";
 import { identify } from "./socket.ts";
-import { type Inherited, isLost, randomHex, Succession } from "./successor.ts";
+import { isLost, randomHex, Succession } from "./successor.ts";
 
 /** What an application can set. */
 export interface TakeoverOptions {
@@ -55,7 +56,7 @@ const meetAgainMs = 10;
 
 /** What a process has once it knows whether it is the first. */
 interface Beginning {
-  readonly control: Inherited;
+  readonly control: Unopened;
   readonly succession: Succession | null;
 }
 
@@ -88,7 +89,7 @@ export class Takeover implements AsyncDisposable {
   #stage: Stage = "starting";
   /** Whether the lease with the incumbent has ended, if there ever was one. */
   #isSettled = false;
-  #control: Inherited | null;
+  #control: Unopened | null;
   #controlListener: ControlListener | null = null;
   #controlEndpoint: Endpoint | null = null;
   #readyAt = 0;
@@ -201,7 +202,7 @@ export class Takeover implements AsyncDisposable {
     const found = this.#succession?.endpoints.get(name);
     const isInherited = found !== undefined && satisfies(found.identity.address, wanted);
     if (isInherited) this.#succession!.endpoints.delete(name);
-    const { descriptor, identity } = isInherited ? found : this.#bind(wanted, address);
+    const { descriptor, identity } = isInherited ? found : bindEndpoint(this.#runtime, wanted, address, this.#succession?.endpoints);
     const adopted = await owning(descriptor, (owned) => adopt(this.#runtime, this.#limits, name, owned, identity, open));
     const { native, descriptor: held, registrations } = adopted;
     const endpoint = new Endpoint(this.#runtime, {
@@ -352,33 +353,6 @@ export class Takeover implements AsyncDisposable {
 
   #isClaimed(name: string): boolean {
     return this.#succession !== null && !this.#succession.endpoints.has(name) && this.#endpoints.has(name);
-  }
-
-  #bind(wanted: SocketAddress, options: EndpointAddress): Inherited {
-    try {
-      if (wanted.family === "unix") this.#removeStale(wanted.path);
-      const descriptor = bindListener(this.#runtime, wanted, options);
-      return { descriptor, identity: identify(this.#runtime, descriptor.number)! };
-    } catch (error) {
-      if (!isSystemError(error, "EADDRINUSE")) throw error;
-      const offered = [...this.#succession?.endpoints ?? []]
-        .find(([, { identity }]) => satisfies(identity.address, wanted));
-      if (!offered) throw error;
-      throw new TakeoverError(
-        "ERR_TAKEOVER_ADDRESS",
-        `Cannot bind ${formatAddress(wanted)}: the incumbent has it under the name ${JSON.stringify(offered[0])}; use that name`,
-        { cause: error },
-      );
-    }
-  }
-
-  /** A Unix path that nobody answers on was left by a process that was killed. */
-  #removeStale(path: string): void {
-    const status = statusOf(this.#runtime, path);
-    if (status?.kind !== "socket") return;
-    const connection = connectPath(this.#runtime, path);
-    if (connection) connection[Symbol.dispose]();
-    else unlinkPath(this.#runtime, path);
   }
 
   async #openControl(): Promise<void> {

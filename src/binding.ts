@@ -1,0 +1,59 @@
+/**
+ * New sockets for endpoints that were not inherited: bound where the
+ * application wants them, a stale Unix path replaced.
+ *
+ * @module
+ */
+
+import { type EndpointAddress, satisfies } from "./address.ts";
+import type { OwnedDescriptor } from "./descriptors.ts";
+import { isSystemError, TakeoverError } from "./errors.ts";
+import { bindListener, connectPath, statusOf, unlinkPath } from "./listener.ts";
+import type { Runtime } from "./runtime.ts";
+import { formatAddress, type SocketAddress } from "./sockaddr.ts";
+import { identify, type SocketIdentity } from "./socket.ts";
+
+/** A listening socket, inherited or new, that is not in a native server yet. */
+export interface Unopened {
+  readonly descriptor: OwnedDescriptor;
+  readonly identity: SocketIdentity;
+}
+
+/**
+ * Binds an endpoint.
+ *
+ * @param options As the application gave them.
+ * @param offered What an incumbent has, by name, for the message when the
+ *   address is one of those.
+ * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` when the incumbent has the
+ *   address under another name.
+ * @throws {SystemError} For instance `EADDRINUSE`.
+ */
+export function bindEndpoint(
+  runtime: Runtime,
+  wanted: SocketAddress,
+  options: EndpointAddress,
+  offered: ReadonlyMap<string, Unopened> = new Map(),
+): Unopened {
+  try {
+    if (wanted.family === "unix") removeStale(runtime, wanted.path);
+    const descriptor = bindListener(runtime, wanted, options);
+    return { descriptor, identity: identify(runtime, descriptor.number)! };
+  } catch (error) {
+    const other = [...offered].find(([, { identity }]) => satisfies(identity.address, wanted));
+    if (!other || !isSystemError(error, "EADDRINUSE")) throw error;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_ADDRESS",
+      `Cannot bind ${formatAddress(wanted)}: the incumbent has it under the name ${JSON.stringify(other[0])}; use that name`,
+      { cause: error },
+    );
+  }
+}
+
+/** A Unix path that nobody answers on was left by a process that was killed. */
+function removeStale(runtime: Runtime, path: string): void {
+  if (statusOf(runtime, path)?.kind !== "socket") return;
+  const connection = connectPath(runtime, path);
+  if (connection) connection[Symbol.dispose]();
+  else unlinkPath(runtime, path);
+}
