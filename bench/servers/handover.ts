@@ -19,7 +19,11 @@ const listenerCount = Number(env.LISTENERS);
 /** The application's own: from the call of `Deno.serve`, `Bun.serve` or `listen` until the server listens. */
 let openMs = 0;
 
+/** When the successor wrote each of its frames. */
+const writtenMs: Record<string, number> = {};
+
 const bindMs = await timed(openRuntime);
+await watchFrames();
 // What the process itself took to come this far.
 const startMs = performance.now();
 const takeover = await takeOver(env.TAKEOVER!);
@@ -38,10 +42,30 @@ say("settled", {
   openMs,
   readyMs,
   settleMs,
+  helloToReadyMs: writtenMs.ready === undefined ? 0 : writtenMs.ready - writtenMs.hello! - openMs,
 });
 await takeover.released;
 await takeover.drained();
 process.exit(0);
+
+/** Notes the time at which the frames of the control connection are handed to the runtime. */
+async function watchFrames(): Promise<void> {
+  const runtime = await openRuntime();
+  const { adoptStream } = runtime;
+  Object.assign(runtime, {
+    adoptStream(descriptor: number) {
+      const stream = adoptStream(descriptor);
+      const write = stream.write;
+      return Object.assign(stream, {
+        write(bytes: Uint8Array) {
+          const type = /"type":"(\w+)"/.exec(new TextDecoder().decode(bytes))?.[1];
+          if (type !== undefined) writtenMs[type] ??= performance.now();
+          write(bytes);
+        },
+      });
+    },
+  });
+}
 
 async function listen(name: string): Promise<void> {
   await takeover.listen(name, { hostname: "127.0.0.1", port: 0 }, (at) => {
