@@ -16,7 +16,7 @@ export function setUp() {
   const lock = `${root}package-lock.json`;
   if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return;
   console.log("installing Deno, Bun, Node 20, 24 and 26, and the other development dependencies …");
-  execFileSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: "inherit" });
+  execFileSync("npm", ["install", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: "inherit" });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) setUp();
