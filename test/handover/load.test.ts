@@ -13,7 +13,7 @@ const handOverCount = 38;
 const everyMs = 500;
 
 /** A stalled process is slow to start, and two cores have to catch up in between. */
-const stalledEveryMs = 1_500;
+const stalledEveryMs = 2_000;
 
 /** What runs beside the fresh connections. */
 const kept = { busyCount: 8, idleCount: 100, idleMs: 1_500, slowPostCount: 8 };
@@ -29,7 +29,7 @@ async function runRelay(
   everyMs: number,
   env: Record<string, string>,
 ): Promise<LoadReport> {
-  await using relay = await Relay.open({ SETTLE_MS: "20", DRAIN_MS: "10000", ...env });
+  await using relay = await Relay.open({ SETTLE_MS: "20", DRAIN_MS: "60000", ...env });
   await relay.next(runtimeOf(0));
   const load = startLoad({ ...plan, port: relay.port, seconds: 600 });
   await sleep(500);
@@ -41,7 +41,10 @@ async function runRelay(
   }
   load.stop();
   const report = await load.report;
-  for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
+  for (const server of relay.servers.slice(0, -1)) {
+    assert.equal(await server.ended, 0, server.stderr);
+    assert.equal((await server.event("drained")).remaining, 0, "no connection is left when a process ends");
+  }
   return report;
 }
 
