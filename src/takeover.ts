@@ -251,8 +251,8 @@ export class Takeover implements AsyncDisposable {
     }
     this.#stage = "serving";
     this.#readyAt = Date.now();
-    await this.#openControl();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
+    await this.#openControl();
     // The incumbent serves what is not claimed until settled, and closes it then.
     this.#succession?.[Symbol.dispose]();
     this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
