@@ -19,7 +19,7 @@ async function receiveWithRoom(count: number): Promise<Record<string, unknown>> 
 /** The error that says how many arrived, and a table as it was before. */
 function truncatedAfter(count: number): Record<string, unknown> {
   return {
-    leaked: false,
+    changes: [],
     code: "ERR_TAKEOVER_TRUNCATED",
     message: `Cannot receive all descriptors of a message: ${count} arrived and were closed, the kernel dropped ` +
       "the others (MSG_CTRUNC); raise the limit of open files (ulimit -n) or send fewer",
@@ -27,7 +27,7 @@ function truncatedAfter(count: number): Record<string, unknown> {
 }
 
 test("DescriptorChannel.receive takes ten descriptors into a table that has room for ten", async () => {
-  assert.deepEqual(await receiveWithRoom(10), { leaked: false, received: 10 });
+  assert.deepEqual(await receiveWithRoom(10), { changes: [], received: 10 });
 });
 
 test("DescriptorChannel.receive throws ERR_TAKEOVER_TRUNCATED when the table has room for nine of ten", async () => {

@@ -8,7 +8,7 @@ import { DescriptorChannel } from "../../src/channel.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
 import { socketPair } from "./pair.ts";
 import { runtime } from "./seam.ts";
-import { sameTable, steadyTable } from "./table.ts";
+import { changes, steadyTable } from "./table.ts";
 
 const roomCount = Number(process.argv[2]);
 const [left, right] = socketPair();
@@ -22,7 +22,7 @@ const filledCount = fillers.length;
 disposeAll(fillers.splice(0, roomCount));
 const outcome = received();
 disposeAll(fillers);
-console.log(JSON.stringify({ filledCount, leaked: !sameTable(before, await steadyTable()), ...outcome }));
+console.log(JSON.stringify({ filledCount, changes: changes(before, await steadyTable()), ...outcome }));
 process.exit(0);
 
 /** As many descriptors as there are numbers left. */

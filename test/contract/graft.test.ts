@@ -291,9 +291,10 @@ test("deadListener is a listener on loopback or an abstract name, which the kern
 });
 
 onDeno("Deno.serve prints the true address and not the placeholder's", async () => {
+  using folder = new TemporaryFolder();
   const { stdout, stderr, status } = await runHere(`
     import { takeOver } from "${new URL("../../mod.ts", import.meta.url)}";
-    const takeover = await takeOver(Deno.makeTempDirSync() + "/takeover.sock");
+    const takeover = await takeOver("${folder.file("takeover.sock")}");
     const at = { hostname: "127.0.0.1", port: 0 };
     const server = await takeover.listen("web", at, (at) => Deno.serve(at, () => new Response()));
     console.log("127.0.0.1:" + takeover.addr("web").port);

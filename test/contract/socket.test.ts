@@ -84,7 +84,7 @@ test("localAddress gives IPv6 addresses, Unix paths, and the abstract name that 
 
 test("localAddress gives back a Unix path of 107 bytes", () => {
   using folder = new TemporaryFolder();
-  const path = folder.file("").padEnd(107, "a");
+  const path = folder.file("a").padEnd(107, "a");
   using unix = open("unix");
   bindSocket(runtime, unix.number, { family: "unix", path });
   assert.deepEqual(localAddress(runtime, unix.number), { family: "unix", path });

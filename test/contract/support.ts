@@ -13,7 +13,7 @@ import type { TakeoverErrorCode } from "../../src/errors.ts";
 import type { SocketAddress } from "../../src/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
-import { descriptorTable, difference, sameTable, steadyTable } from "./table.ts";
+import { changes, descriptorTable, steadyTable } from "./table.ts";
 import "../unit/patience.ts";
 
 export { openNull, socketPair } from "./pair.ts";
@@ -53,13 +53,8 @@ export function test(name: string, ...rest: [Body] | [{ skip: string | boolean }
 async function keepingDescriptors(body: Body): Promise<void> {
   const before = await steadyTable();
   await body();
-  await until(
-    () => sameTable(before, descriptorTable()),
-    () => {
-      const [more, fewer] = [difference(descriptorTable(), before), difference(before, descriptorTable())];
-      return `these descriptors to be closed:\n${more}\nin the place of:\n${fewer}`;
-    },
-  );
+  const found = () => changes(before, descriptorTable());
+  await until(() => found().length === 0, () => `the table to be as before:\n${found().join("\n")}`);
 }
 
 /** Looks again when it was not so: threads of the runtimes open files for a moment. */

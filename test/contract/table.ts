@@ -28,14 +28,23 @@ export async function steadyTable(): Promise<Table> {
   }
 }
 
-/** Whether two tables have the same entries. */
-export function sameTable(a: Table, b: Table): boolean {
-  return a.size === b.size && [...a].every(([number, link]) => b.get(number) === link);
+/**
+ * What a later table has and an earlier one had not, and the reverse. A file
+ * that a runtime had open before may be closed: Node reads certificates in a
+ * thread while it starts.
+ *
+ * @returns One line for each descriptor; none when nothing was leaked and
+ *   nobody else's descriptor was closed.
+ */
+export function changes(before: Table, after: Table): string[] {
+  const more = [...after].filter(([number, link]) => before.get(number) !== link);
+  const fewer = [...before].filter(([number, link]) => after.get(number) !== link && !link.startsWith("/"));
+  return [
+    ...more.map(([number, link]) => `open: ${number} ${link}`),
+    ...fewer.map(([number, link]) => `closed: ${number} ${link}`),
+  ];
 }
 
-/** What one table has and the other has not. */
-export function difference(table: Table, other: Table): string {
-  return [...table].filter(([number, link]) => other.get(number) !== link).map(([n, link]) => `${n} ${link}`).join(
-    "\n",
-  );
+function sameTable(a: Table, b: Table): boolean {
+  return a.size === b.size && [...a].every(([number, link]) => b.get(number) === link);
 }
