@@ -20,7 +20,7 @@
  */
 
 import type { Runtime } from "./src/runtime.ts";
-import { Takeover, type TakeoverOptions } from "./src/takeover.ts";
+import { Takeover, type TakeoverOptions } from "./src/handover/takeover.ts";
 
 /**
  * Takes over from the process that answers on a path, or becomes the first.
@@ -72,19 +72,19 @@ function importRuntime(): Promise<{ openRuntime(): Promise<Runtime> }> {
   return import("./runtimes/node.ts");
 }
 
-export { Takeover } from "./src/takeover.ts";
-export type { TakeoverOptions } from "./src/takeover.ts";
-export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/address.ts";
-export type { Drained, FetchHandler, RequestListener } from "./src/drain.ts";
-export type { Abi, Bytes } from "./src/cmsg.ts";
+export { Takeover } from "./src/handover/takeover.ts";
+export type { TakeoverOptions } from "./src/handover/takeover.ts";
+export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
+export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
+export type { Abi, Bytes } from "./src/c/cmsg.ts";
 export { SystemError, TakeoverError } from "./src/errors.ts";
 export type { TakeoverErrorCode } from "./src/errors.ts";
-export type { Outcome, TakeoverEvents, TakeoverEventType, TakeoverListener } from "./src/events.ts";
+export type { Outcome, TakeoverEvents, TakeoverEventType, TakeoverListener } from "./src/handover/events.ts";
 export { defaultLimits } from "./src/limits.ts";
 export type { Limits } from "./src/limits.ts";
-export type { Peer } from "./src/messages.ts";
+export type { Peer } from "./src/handover/messages.ts";
 export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "./src/runtime.ts";
-export { functions } from "./src/libc.ts";
-export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/libc.ts";
-export { formatAddress } from "./src/sockaddr.ts";
-export type { InetAddress, SocketAddress, UnixAddress } from "./src/sockaddr.ts";
+export { functions } from "./src/c/libc.ts";
+export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/c/libc.ts";
+export { formatAddress } from "./src/c/sockaddr.ts";
+export type { InetAddress, SocketAddress, UnixAddress } from "./src/c/sockaddr.ts";

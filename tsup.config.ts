@@ -7,7 +7,7 @@ export default defineConfig({
     "runtimes/deno": "runtimes/deno.ts",
     "runtimes/bun": "runtimes/bun.ts",
     "runtimes/node": "runtimes/node.ts",
-    "src/cmsg": "src/cmsg.ts",
+    "src/c/cmsg": "src/c/cmsg.ts",
   },
   format: "esm",
   target: "node20",

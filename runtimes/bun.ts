@@ -7,8 +7,8 @@
 import { createRequire } from "node:module";
 import net from "node:net";
 import process from "node:process";
-import { abiOf } from "../src/abi.ts";
-import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/libc.ts";
+import { abiOf } from "../src/c/abi.ts";
+import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
 import { listenOn, lookup, present, streamOf } from "./net.ts";
 

@@ -5,11 +5,11 @@
  */
 
 import net from "node:net";
-import { abiOf } from "../src/abi.ts";
+import { abiOf } from "../src/c/abi.ts";
 import { TakeoverError } from "../src/errors.ts";
-import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/libc.ts";
+import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { formatAddress, type SocketAddress } from "../src/sockaddr.ts";
+import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
 import { listenOn, lookup, present, streamOf } from "./net.ts";
 
 /** The part of Deno's own interface that is used, so that this file checks anywhere. */

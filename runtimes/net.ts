@@ -11,7 +11,7 @@
 import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
 import type { ControlListener, ControlStream, StreamHandlers } from "../src/runtime.ts";
-import { formatAddress, type SocketAddress } from "../src/sockaddr.ts";
+import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
 
 /** What `node:net` objects have inside, the same on all three runtimes. */
 interface WithHandle {

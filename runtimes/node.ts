@@ -8,8 +8,8 @@
 import { createRequire } from "node:module";
 import net from "node:net";
 import process from "node:process";
-import { type Abi, abiOf } from "../src/abi.ts";
-import type { Bytes } from "../src/bytes.ts";
+import { type Abi, abiOf } from "../src/c/abi.ts";
+import type { Bytes } from "../src/c/bytes.ts";
 import { TakeoverError } from "../src/errors.ts";
 import {
   bindTable,
@@ -20,7 +20,7 @@ import {
   type Libc,
   loadFirst,
   type RawFunction,
-} from "../src/libc.ts";
+} from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
 import { listenOn, lookup, present, streamOf } from "./net.ts";
 

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { errnoName } from "./errno.ts";
+import { errnoName } from "./c/errno.ts";
 
 /** What can go wrong, one line each; README.md has a section for every code. */
 export type TakeoverErrorCode =

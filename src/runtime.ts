@@ -5,10 +5,10 @@
  * @module
  */
 
-import type { Abi } from "./abi.ts";
-import type { Bytes } from "./bytes.ts";
-import type { Libc } from "./libc.ts";
-import type { SocketAddress } from "./sockaddr.ts";
+import type { Abi } from "./c/abi.ts";
+import type { Bytes } from "./c/bytes.ts";
+import type { Libc } from "./c/libc.ts";
+import type { SocketAddress } from "./c/sockaddr.ts";
 
 /** What a connection of the control plane reports. */
 export interface StreamHandlers {

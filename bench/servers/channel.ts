@@ -11,11 +11,11 @@
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { openRuntime } from "../../mod.ts";
-import { allocate, viewOf } from "../../src/bytes.ts";
-import { DescriptorChannel } from "../../src/channel.ts";
-import { disposeAll, type OwnedDescriptor } from "../../src/descriptors.ts";
+import { allocate, viewOf } from "../../src/c/bytes.ts";
+import { DescriptorChannel } from "../../src/sockets/channel.ts";
+import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { checked } from "../../src/errors.ts";
-import { openSocket } from "../../src/socket.ts";
+import { openSocket } from "../../src/sockets/socket.ts";
 
 const headSize = 16;
 const messageSize = 256;

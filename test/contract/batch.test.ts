@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { batchChannel, encodeBatchHead, receiveBatch } from "../../src/batch.ts";
-import type { DescriptorChannel } from "../../src/channel.ts";
-import { disposeAll, type OwnedDescriptor } from "../../src/descriptors.ts";
-import { cookieOf } from "../../src/socket.ts";
+import { batchChannel, encodeBatchHead, receiveBatch } from "../../src/handover/batch.ts";
+import type { DescriptorChannel } from "../../src/sockets/channel.ts";
+import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { cookieOf } from "../../src/sockets/socket.ts";
 import { openNull, patienceMs, runtime, sleep, socketPair, takeoverError, test } from "./support.ts";
 
 const announced = { number: 3, count: 2 };

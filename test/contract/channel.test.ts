@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
-import { allocate, type Bytes, viewOf, writeField } from "../../src/bytes.ts";
-import { DescriptorChannel, type Received } from "../../src/channel.ts";
-import { cmsgSpace, decodeRights, encodeRights } from "../../src/cmsg.ts";
-import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
-import { errnoName } from "../../src/errno.ts";
-import { Msghdr } from "../../src/msghdr.ts";
+import { allocate, type Bytes, viewOf, writeField } from "../../src/c/bytes.ts";
+import { DescriptorChannel, type Received } from "../../src/sockets/channel.ts";
+import { cmsgSpace, decodeRights, encodeRights } from "../../src/c/cmsg.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { errnoName } from "../../src/c/errno.ts";
+import { Msghdr } from "../../src/c/msghdr.ts";
 import type { Runtime } from "../../src/runtime.ts";
-import { cookieOf } from "../../src/socket.ts";
+import { cookieOf } from "../../src/sockets/socket.ts";
 import { openNull, patienceMs, runtime, socketPair, takeoverError, test, until } from "./support.ts";
 
 const { abi, libc } = runtime;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { chmodSync, statSync } from "node:fs";
-import { checkPeerUser, peerUser } from "../../src/credentials.ts";
-import { bindListener, connectPath } from "../../src/listener.ts";
+import { checkPeerUser, peerUser } from "../../src/sockets/credentials.ts";
+import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import type { ControlStream } from "../../src/runtime.ts";
 import { binaries } from "../support/binaries.mjs";
 import { run, TemporaryFolder } from "../unit/children.ts";

@@ -9,7 +9,7 @@ import {
   OwnedDescriptor,
   owning,
   readFile,
-} from "../../src/descriptors.ts";
+} from "../../src/sockets/descriptors.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { eventually, openNull, runtime, test } from "./support.ts";
 

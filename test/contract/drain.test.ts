@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import net from "node:net";
-import { acceptedCount, connectionsEnd } from "../../src/drain.ts";
+import { acceptedCount, connectionsEnd } from "../../src/handover/drain.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import type { SocketAddress } from "../../src/sockaddr.ts";
+import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { patienceMs, reachable, runtime, test, until } from "./support.ts";
 
 /** A server that keeps its connections, and that many clients. */

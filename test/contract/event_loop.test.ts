@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import net from "node:net";
-import { linkOf, openDescriptors } from "../../src/descriptors.ts";
-import { register, registrationsOf, unregister } from "../../src/event_loop.ts";
-import { type InetAddress, sameAddress } from "../../src/sockaddr.ts";
-import { isListening, localAddress } from "../../src/socket.ts";
+import { linkOf, openDescriptors } from "../../src/sockets/descriptors.ts";
+import { register, registrationsOf, unregister } from "../../src/sockets/event_loop.ts";
+import { type InetAddress, sameAddress } from "../../src/c/sockaddr.ts";
+import { isListening, localAddress } from "../../src/sockets/socket.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
 import { onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
 

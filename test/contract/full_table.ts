@@ -4,8 +4,8 @@
  */
 
 import process from "node:process";
-import { DescriptorChannel } from "../../src/channel.ts";
-import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
+import { DescriptorChannel } from "../../src/sockets/channel.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { socketPair } from "./pair.ts";
 import { runtime } from "./seam.ts";
 import { changes, steadyTable } from "./table.ts";

@@ -3,14 +3,14 @@ import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import net from "node:net";
-import type { TcpEndpoint } from "../../src/address.ts";
-import type { OwnedDescriptor } from "../../src/descriptors.ts";
-import { register } from "../../src/event_loop.ts";
-import { adopt, type Adopted, deadListener, type Open } from "../../src/graft.ts";
+import type { TcpEndpoint } from "../../src/sockets/address.ts";
+import type { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { register } from "../../src/sockets/event_loop.ts";
+import { adopt, type Adopted, deadListener, type Open } from "../../src/sockets/graft.ts";
 import { defaultLimits, limitsFrom } from "../../src/limits.ts";
-import { bindListener } from "../../src/listener.ts";
-import { formatAddress, type SocketAddress } from "../../src/sockaddr.ts";
-import { cookieOf, identify, isListening, localAddress, type SocketIdentity } from "../../src/socket.ts";
+import { bindListener } from "../../src/sockets/listener.ts";
+import { formatAddress, type SocketAddress } from "../../src/c/sockaddr.ts";
+import { cookieOf, identify, isListening, localAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
 import { run, runHere, TemporaryFolder } from "../unit/children.ts";
 import {
   type At,

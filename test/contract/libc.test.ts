@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import { allocate, type Bytes, viewOf } from "../../src/bytes.ts";
-import { cString, OwnedDescriptor } from "../../src/descriptors.ts";
-import { errnoName } from "../../src/errno.ts";
-import { type FunctionName, functions } from "../../src/libc.ts";
-import { Msghdr } from "../../src/msghdr.ts";
+import { allocate, type Bytes, viewOf } from "../../src/c/bytes.ts";
+import { cString, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { errnoName } from "../../src/c/errno.ts";
+import { type FunctionName, functions } from "../../src/c/libc.ts";
+import { Msghdr } from "../../src/c/msghdr.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { openNull, runtime, socketPair, test } from "./support.ts";
 

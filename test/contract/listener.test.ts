@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { chmodSync, existsSync, mkdirSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import { allocate } from "../../src/bytes.ts";
-import { disposeAll, OwnedDescriptor } from "../../src/descriptors.ts";
-import { bindListener, connectPath, statusOf, statusOfDescriptor, unlinkPath } from "../../src/listener.ts";
-import type { SocketAddress, UnixAddress } from "../../src/sockaddr.ts";
-import { identify, localAddress, openSocket } from "../../src/socket.ts";
+import { allocate } from "../../src/c/bytes.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { bindListener, connectPath, statusOf, statusOfDescriptor, unlinkPath } from "../../src/sockets/listener.ts";
+import type { SocketAddress, UnixAddress } from "../../src/c/sockaddr.ts";
+import { identify, localAddress, openSocket } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { openNull, runtime, test } from "./support.ts";
 

@@ -9,8 +9,8 @@ import { once } from "node:events";
 import http from "node:http";
 import https from "node:https";
 import net from "node:net";
-import type { TcpOpening, UnixOpening } from "../../src/address.ts";
-import type { SocketAddress } from "../../src/sockaddr.ts";
+import type { TcpOpening, UnixOpening } from "../../src/sockets/address.ts";
+import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { ask, askTls } from "./support.ts";
 
 // deno-lint-ignore no-explicit-any

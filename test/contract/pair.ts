@@ -4,10 +4,10 @@
  * @module
  */
 
-import { allocate, viewOf } from "../../src/bytes.ts";
-import { OwnedDescriptor } from "../../src/descriptors.ts";
+import { allocate, viewOf } from "../../src/c/bytes.ts";
+import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { checked } from "../../src/errors.ts";
-import { setCloseOnExec, setNonBlocking } from "../../src/socket.ts";
+import { setCloseOnExec, setNonBlocking } from "../../src/sockets/socket.ts";
 import { runtime } from "./seam.ts";
 
 /** Two connected Unix streams, as openSocket makes them. */

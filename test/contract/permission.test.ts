@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { runHere } from "../unit/children.ts";
 import { onDeno } from "./support.ts";
 
-const folder = new URL("../../", import.meta.url);
+const folder = new URL("../..", import.meta.url);
 
 /** What an error says of itself that a program on Deno meets with these permissions. */
 async function errorWith(permissions: readonly string[], program: string): Promise<Record<string, unknown>> {

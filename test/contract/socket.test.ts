@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { OwnedDescriptor } from "../../src/descriptors.ts";
-import { bindListener } from "../../src/listener.ts";
-import type { SocketAddress } from "../../src/sockaddr.ts";
+import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { bindListener } from "../../src/sockets/listener.ts";
+import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import {
   bindSocket,
   connectSocket,
@@ -16,7 +16,7 @@ import {
   setCloseOnExec,
   setIntegerOption,
   setNonBlocking,
-} from "../../src/socket.ts";
+} from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { openNull, runtime, socketPair, test } from "./support.ts";
 

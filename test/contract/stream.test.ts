@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import net from "node:net";
-import { DescriptorChannel } from "../../src/channel.ts";
-import { peerUser } from "../../src/credentials.ts";
-import { bindListener, connectPath } from "../../src/listener.ts";
+import { DescriptorChannel } from "../../src/sockets/channel.ts";
+import { peerUser } from "../../src/sockets/credentials.ts";
+import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import type { ControlListener, ControlStream } from "../../src/runtime.ts";
-import type { UnixAddress } from "../../src/sockaddr.ts";
-import { cookieOf, isListening } from "../../src/socket.ts";
+import type { UnixAddress } from "../../src/c/sockaddr.ts";
+import { cookieOf, isListening } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { runtime, sleep, socketPair, test, until } from "./support.ts";
 

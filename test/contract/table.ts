@@ -4,7 +4,7 @@
  * @module
  */
 
-import { linkOf, openDescriptors } from "../../src/descriptors.ts";
+import { linkOf, openDescriptors } from "../../src/sockets/descriptors.ts";
 import { runtime } from "./seam.ts";
 
 /** Descriptors, and what each of them is. */

@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { binaries, root } from "./binaries.mjs";
 
-const entryPoints = ["mod.ts", "runtimes/deno.ts", "runtimes/bun.ts", "runtimes/node.ts", "src/cmsg.ts"];
+const entryPoints = ["mod.ts", "runtimes/deno.ts", "runtimes/bun.ts", "runtimes/node.ts", "src/c/cmsg.ts"];
 
 for (const args of [
   ["check", ...entryPoints],

@@ -10,9 +10,9 @@ import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import test from "node:test";
-import { abiOf, type Field, type Layout } from "../../src/abi.ts";
-import { cmsgAlign, cmsgLen, cmsgSpace } from "../../src/cmsg.ts";
-import { errnoName, errnoOf } from "../../src/errno.ts";
+import { abiOf, type Field, type Layout } from "../../src/c/abi.ts";
+import { cmsgAlign, cmsgLen, cmsgSpace } from "../../src/c/cmsg.ts";
+import { errnoName, errnoOf } from "../../src/c/errno.ts";
 import { run, TemporaryFolder } from "./children.ts";
 import { takeoverError } from "./support.ts";
 
@@ -160,7 +160,7 @@ test("errnoOf numbers every errno that errnoName names as C does", withGcc, asyn
 });
 
 test("src/ has the constants of single modules as C has them", onLinux, async () => {
-  const folder = new URL("../../src/", import.meta.url);
+  const folder = new URL("../../src", import.meta.url);
   const sources = readdirSync(folder).map((name) => readFileSync(new URL(name, folder), "utf8"));
   const found = sources.flatMap((text) => [...text.matchAll(/^const ([A-Z][A-Z0-9_]+) = (-?\w+);$/gm)]);
   const expected = Object.fromEntries(found.map(([, name, value]) => [name!, Number(value)]));

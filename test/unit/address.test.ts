@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { type EndpointAddress, openingOf, resolveAddress, satisfies } from "../../src/address.ts";
-import type { SocketAddress } from "../../src/sockaddr.ts";
+import { type EndpointAddress, openingOf, resolveAddress, satisfies } from "../../src/sockets/address.ts";
+import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { fakeRuntime, takeoverError } from "./support.ts";
 
 /** Knows one name with two addresses, and one without any. */

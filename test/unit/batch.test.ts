@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { batchesOf, batchHeadSize, encodeBatchHead } from "../../src/batch.ts";
+import { batchesOf, batchHeadSize, encodeBatchHead } from "../../src/handover/batch.ts";
 
 test("encodeBatchHead writes the magic, the number, the count and four zeros", () => {
   const head = encodeBatchHead({ number: 1, count: 253 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { allocate, readField, toHex, untilNul, viewOf, writeField } from "../../src/bytes.ts";
+import { allocate, readField, toHex, untilNul, viewOf, writeField } from "../../src/c/bytes.ts";
 
 test("allocate gives zeroed bytes on a buffer of their own", () => {
   for (const size of [1, 8, 63, 64, 65, 4096]) {

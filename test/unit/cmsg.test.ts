@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import type { Abi } from "../../src/abi.ts";
-import { allocate, viewOf, writeField } from "../../src/bytes.ts";
-import { cmsgAlign, cmsgLen, cmsgSpace, decodeControl, decodeRights, encodeRights } from "../../src/cmsg.ts";
+import type { Abi } from "../../src/c/abi.ts";
+import { allocate, viewOf, writeField } from "../../src/c/bytes.ts";
+import { cmsgAlign, cmsgLen, cmsgSpace, decodeControl, decodeRights, encodeRights } from "../../src/c/cmsg.ts";
 import { concat, darwin, linux } from "./support.ts";
 
 /** More than 253 descriptors take up. */

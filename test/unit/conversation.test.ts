@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Conversation, within } from "../../src/conversation.ts";
+import { Conversation, within } from "../../src/handover/conversation.ts";
 import { PeerLostError, TakeoverError } from "../../src/errors.ts";
 import { limitsFrom } from "../../src/limits.ts";
-import type { Role } from "../../src/protocol.ts";
+import type { Role } from "../../src/handover/protocol.ts";
 import { FakeStream, takeoverError } from "./support.ts";
 
 const limits = limitsFrom({ headSize: 10_000 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Drain } from "../../src/drain.ts";
+import { Drain } from "../../src/handover/drain.ts";
 
 function draining(): Drain {
   const drain = new Drain();

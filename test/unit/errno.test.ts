@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { errnoName, errnoOf } from "../../src/errno.ts";
+import { errnoName, errnoOf } from "../../src/c/errno.ts";
 
 test("errnoOf knows the numbers of Linux", () => {
   assert.deepEqual(["EBADF", "EAGAIN", "ENOSYS", "ENOTSOCK", "ETOOMANYREFS"].map((name) => errnoOf("linux", name)), [

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { canPause, parseRegistrations } from "../../src/event_loop.ts";
+import { canPause, parseRegistrations } from "../../src/sockets/event_loop.ts";
 import { darwin, fakeRuntime } from "./support.ts";
 
 /** /proc/self/fdinfo of the epoll of a Node process, Linux 6.18. */

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { Emitter } from "../../src/events.ts";
+import { Emitter } from "../../src/handover/events.ts";
 import { runHere } from "./children.ts";
 
 const ready = { generation: 1, inherited: [] };
@@ -46,7 +46,7 @@ test("Emitter.on lets a listener take itself out while it is called", () => {
 test("Emitter.emit calls the others when a listener throws, which becomes an unhandled rejection", async () => {
   const { stdout, status } = await runHere(`
     import process from "node:process";
-    import { Emitter } from "${new URL("../../src/events.ts", import.meta.url)}";
+    import { Emitter } from "${new URL("../../src/handover/events.ts", import.meta.url)}";
     process.on("unhandledRejection", (error) => console.log("rejection " + error.message));
     const emitter = new Emitter();
     emitter.on("ready", () => { throw new Error("thrown"); });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { viewOf } from "../../src/bytes.ts";
-import { encodeFrame, FrameReader, headerSize } from "../../src/frame.ts";
+import { viewOf } from "../../src/c/bytes.ts";
+import { encodeFrame, FrameReader, headerSize } from "../../src/handover/frame.ts";
 import { concat, takeoverError } from "./support.ts";
 
 const limit = 1_000;

@@ -7,10 +7,10 @@
 import assert from "node:assert/strict";
 import process from "node:process";
 import test from "node:test";
-import { decodeRights, encodeRights } from "../../src/cmsg.ts";
-import { Conversation } from "../../src/conversation.ts";
+import { decodeRights, encodeRights } from "../../src/c/cmsg.ts";
+import { Conversation } from "../../src/handover/conversation.ts";
 import { TakeoverError } from "../../src/errors.ts";
-import { encodeFrame, type FrameHead, FrameReader, headerSize } from "../../src/frame.ts";
+import { encodeFrame, type FrameHead, FrameReader, headerSize } from "../../src/handover/frame.ts";
 import { limitsFrom } from "../../src/limits.ts";
 import {
   parseBatch,
@@ -20,9 +20,9 @@ import {
   parseOffer,
   parseReady,
   parseRefusal,
-} from "../../src/messages.ts";
-import { Protocol, type Role } from "../../src/protocol.ts";
-import { decodeSockaddr, encodeSockaddr } from "../../src/sockaddr.ts";
+} from "../../src/handover/messages.ts";
+import { Protocol, type Role } from "../../src/handover/protocol.ts";
+import { decodeSockaddr, encodeSockaddr } from "../../src/c/sockaddr.ts";
 import { concat, FakeStream, linux, seeded } from "./support.ts";
 
 const frameCount = 20_000;

@@ -11,7 +11,7 @@ import test from "node:test";
 import { binaries } from "../support/binaries.mjs";
 import { run, TemporaryFolder } from "./children.ts";
 
-const root = new URL("../../", import.meta.url);
+const root = new URL("../..", import.meta.url);
 
 interface Import {
   /** Relative to the project's folder, or a bare specifier. */
@@ -42,15 +42,25 @@ function strayImports(folder: string, isAllowed: (target: string) => boolean): s
 }
 
 function filesIn(folder: string): string[] {
-  const files = readdirSync(new URL(`${folder}/`, root)).filter((name) => name.endsWith(".ts"));
-  return files.map((name) => `${folder}/${name}`);
+  const names = readdirSync(new URL(`${folder}/`, root), { recursive: true }) as string[];
+  return names.filter((name) => name.endsWith(".ts")).map((name) => `${folder}/${name}`);
 }
 
-const isCore = (target: string) => /^src\/[a-z_]+\.ts$/.test(target);
+const isCore = (target: string) => /^src\/([a-z]+\/)?[a-z_]+\.ts$/.test(target);
+
+/** The folders of src/, from the bottom up; each imports those below it, and the files beside them. */
+const layers = ["c", "sockets", "handover"];
 
 test("src/ imports src/ and nothing else", () => {
-  assert.ok(importsOf("src/takeover.ts").some(({ target }) => target === "src/graft.ts"));
+  assert.ok(importsOf("src/handover/takeover.ts").some(({ target }) => target === "src/sockets/graft.ts"));
   assert.deepEqual(strayImports("src", isCore), []);
+});
+
+test("src/ has layers, and none imports one above it", () => {
+  for (const [index, layer] of layers.entries()) {
+    const above = layers.slice(index + 1).map((name) => `src/${name}/`);
+    assert.deepEqual(strayImports(`src/${layer}`, (target) => !above.some((folder) => target.startsWith(folder))), []);
+  }
 });
 
 test("src/ requires nothing and imports nothing lazily", () => {

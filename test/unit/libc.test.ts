@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { abiOf } from "../../src/abi.ts";
+import { abiOf } from "../../src/c/abi.ts";
 import { TakeoverError } from "../../src/errors.ts";
 import {
   bindTable,
@@ -10,7 +10,7 @@ import {
   functions,
   loadFirst,
   type RawFunction,
-} from "../../src/libc.ts";
+} from "../../src/c/libc.ts";
 import { darwin, linux, takeoverError } from "./support.ts";
 
 const types: Record<CType, string> = { int: "i32", unsigned: "u32", size_t: "usize", ssize_t: "isize", bytes: "ptr" };

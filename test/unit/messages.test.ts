@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import type { FrameHead } from "../../src/frame.ts";
+import type { FrameHead } from "../../src/handover/frame.ts";
 import { limitsFrom } from "../../src/limits.ts";
 import {
   checkedName,
@@ -11,7 +11,7 @@ import {
   parseOffer,
   parseReady,
   parseRefusal,
-} from "../../src/messages.ts";
+} from "../../src/handover/messages.ts";
 import { takeoverError } from "./support.ts";
 
 const limits = limitsFrom({ endpointCount: 3, nameSize: 8 });

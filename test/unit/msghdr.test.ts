@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import type { Abi } from "../../src/abi.ts";
-import { allocate, type Bytes, readField, viewOf, writeField } from "../../src/bytes.ts";
-import { Msghdr } from "../../src/msghdr.ts";
+import type { Abi } from "../../src/c/abi.ts";
+import { allocate, type Bytes, readField, viewOf, writeField } from "../../src/c/bytes.ts";
+import { Msghdr } from "../../src/c/msghdr.ts";
 import { darwin, linux } from "./support.ts";
 
 /** Addresses as a machine gives them: far above 32 bits. */

@@ -7,7 +7,7 @@ import {
   type ProtocolState,
   type Role,
   versions,
-} from "../../src/protocol.ts";
+} from "../../src/handover/protocol.ts";
 import { takeoverError } from "./support.ts";
 
 type Step = readonly [Role, FrameType];

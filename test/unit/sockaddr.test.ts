@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import type { Abi } from "../../src/abi.ts";
+import type { Abi } from "../../src/c/abi.ts";
 import {
   decodeSockaddr,
   encodeSockaddr,
@@ -11,7 +11,7 @@ import {
   sameAddress,
   sockaddrSize,
   type SocketAddress,
-} from "../../src/sockaddr.ts";
+} from "../../src/c/sockaddr.ts";
 import { darwin, linux, takeoverError } from "./support.ts";
 
 function comesBack(abi: Abi, address: SocketAddress): void {

@@ -5,10 +5,10 @@
  * @module
  */
 
-import { type Abi, abiOf } from "../../src/abi.ts";
+import { type Abi, abiOf } from "../../src/c/abi.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
-import { encodeFrame, type FrameHead, FrameReader } from "../../src/frame.ts";
-import { bindTable } from "../../src/libc.ts";
+import { encodeFrame, type FrameHead, FrameReader } from "../../src/handover/frame.ts";
+import { bindTable } from "../../src/c/libc.ts";
 import type { ControlStream, Runtime, StreamHandlers } from "../../src/runtime.ts";
 import "./patience.ts";
 

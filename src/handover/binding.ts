@@ -5,13 +5,13 @@
  * @module
  */
 
-import { type EndpointAddress, satisfies } from "./address.ts";
-import type { OwnedDescriptor } from "./descriptors.ts";
-import { isSystemError, TakeoverError } from "./errors.ts";
-import { bindListener, connectPath, statusOf, unlinkPath } from "./listener.ts";
-import type { Runtime } from "./runtime.ts";
-import { formatAddress, type SocketAddress } from "./sockaddr.ts";
-import { identify, type SocketIdentity } from "./socket.ts";
+import { type EndpointAddress, satisfies } from "../sockets/address.ts";
+import type { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isSystemError, TakeoverError } from "../errors.ts";
+import { bindListener, connectPath, statusOf, unlinkPath } from "../sockets/listener.ts";
+import type { Runtime } from "../runtime.ts";
+import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
+import { identify, type SocketIdentity } from "../sockets/socket.ts";
 
 /** A listening socket, inherited or new, that is not in a native server yet. */
 export interface Unopened {

@@ -5,13 +5,13 @@
  * @module
  */
 
-import { allocate, readField, viewOf } from "./bytes.ts";
+import { allocate, readField, viewOf } from "../c/bytes.ts";
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
 import { defaultBacklog, type EndpointAddress } from "./address.ts";
-import { checked, isSystemError } from "./errors.ts";
-import { errnoOf } from "./errno.ts";
-import type { Runtime } from "./runtime.ts";
-import type { SocketAddress } from "./sockaddr.ts";
+import { checked, isSystemError } from "../errors.ts";
+import { errnoOf } from "../c/errno.ts";
+import type { Runtime } from "../runtime.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
 import { bindSocket, connectSocket, openSocket, setIntegerOption } from "./socket.ts";
 
 /** Linux's flags of statx(2). */

@@ -10,19 +10,19 @@
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import type { Unopened } from "./binding.ts";
-import type { DescriptorChannel } from "./channel.ts";
+import type { DescriptorChannel } from "../sockets/channel.ts";
 import { Conversation } from "./conversation.ts";
-import { checkPeerUser } from "./credentials.ts";
-import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "./descriptors.ts";
-import { isSystemError, PeerLostError, TakeoverError } from "./errors.ts";
+import { checkPeerUser } from "../sockets/credentials.ts";
+import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { encodeFrame } from "./frame.ts";
-import type { Limits } from "./limits.ts";
-import { connectPath } from "./listener.ts";
+import type { Limits } from "../limits.ts";
+import { connectPath } from "../sockets/listener.ts";
 import { type Offer, type OfferedEndpoint, parseBatch, parseLease, parseOffer, type Peer } from "./messages.ts";
 import { versions } from "./protocol.ts";
-import type { Runtime } from "./runtime.ts";
-import { formatAddress, sameAddress } from "./sockaddr.ts";
-import { duplicate, identify, readAvailable, setNonBlocking, type SocketIdentity } from "./socket.ts";
+import type { Runtime } from "../runtime.ts";
+import { formatAddress, sameAddress } from "../c/sockaddr.ts";
+import { duplicate, identify, readAvailable, setNonBlocking, type SocketIdentity } from "../sockets/socket.ts";
 
 /** What the successor's process is and wants. */
 export interface SuccessorOptions {

@@ -21,7 +21,7 @@
  * @module
  */
 
-import { shown, TakeoverError } from "./errors.ts";
+import { shown, TakeoverError } from "../errors.ts";
 
 /** The two sides of a hand-over. */
 export type Role = "incumbent" | "successor";

@@ -7,13 +7,13 @@
  * @module
  */
 
-import { cString, OwnedDescriptor } from "./descriptors.ts";
-import { checked, isSystemError, TakeoverError } from "./errors.ts";
-import { errnoOf } from "./errno.ts";
-import type { Limits } from "./limits.ts";
-import { bindListener, connectPath, type FileStatus, statusOf, statusOfDescriptor, unlinkPath } from "./listener.ts";
-import type { Runtime } from "./runtime.ts";
-import { encodeSockaddr } from "./sockaddr.ts";
+import { cString, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { checked, isSystemError, TakeoverError } from "../errors.ts";
+import { errnoOf } from "../c/errno.ts";
+import type { Limits } from "../limits.ts";
+import { bindListener, connectPath, type FileStatus, statusOf, statusOfDescriptor, unlinkPath } from "../sockets/listener.ts";
+import type { Runtime } from "../runtime.ts";
+import { encodeSockaddr } from "../c/sockaddr.ts";
 
 /** Who we are: connected to an incumbent, or the first, with the path bound. */
 export type Rendezvous =

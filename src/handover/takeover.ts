@@ -19,23 +19,23 @@ import {
   type TcpOpening,
   type UnixEndpoint,
   type UnixOpening,
-} from "./address.ts";
+} from "../sockets/address.ts";
 
-import { owning } from "./descriptors.ts";
+import { owning } from "../sockets/descriptors.ts";
 import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
-import { Endpoint } from "./endpoint.ts";
-import { messageOf, SystemError, TakeoverError } from "./errors.ts";
+import { Endpoint } from "../sockets/endpoint.ts";
+import { messageOf, SystemError, TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { adopt } from "./graft.ts";
+import { adopt } from "../sockets/graft.ts";
 import { Incumbent } from "./incumbent.ts";
-import { type Limits, limitsFrom } from "./limits.ts";
-import { unlinkPath } from "./listener.ts";
+import { type Limits, limitsFrom } from "../limits.ts";
+import { unlinkPath } from "../sockets/listener.ts";
 import { checkedName, type Peer } from "./messages.ts";
 import { meet } from "./rendezvous.ts";
-import type { ControlListener, Runtime } from "./runtime.ts";
-import type { SocketAddress } from "./sockaddr.ts";
-import { identify } from "./socket.ts";
+import type { ControlListener, Runtime } from "../runtime.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { identify } from "../sockets/socket.ts";
 import { isLost, randomHex, Succession } from "./successor.ts";
 
 /** What an application can set. */

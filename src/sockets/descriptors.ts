@@ -5,9 +5,9 @@
  * @module
  */
 
-import { allocate, untilNul, viewOf } from "./bytes.ts";
-import { checked } from "./errors.ts";
-import type { Runtime } from "./runtime.ts";
+import { allocate, untilNul, viewOf } from "../c/bytes.ts";
+import { checked } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
 
 /**
  * One descriptor with one owner. Whoever holds it closes it, or takes the

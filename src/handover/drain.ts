@@ -9,10 +9,10 @@
  * @module
  */
 
-import { openDescriptors } from "./descriptors.ts";
-import type { Runtime } from "./runtime.ts";
-import type { SocketAddress } from "./sockaddr.ts";
-import { isListening, localAddress, peerAddress } from "./socket.ts";
+import { openDescriptors } from "../sockets/descriptors.ts";
+import type { Runtime } from "../runtime.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { isListening, localAddress, peerAddress } from "../sockets/socket.ts";
 
 /** How often connections are counted while draining. */
 const countEveryMs = 50;

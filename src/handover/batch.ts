@@ -12,11 +12,11 @@
  * @module
  */
 
-import { allocate, type Bytes, viewOf } from "./bytes.ts";
-import { DescriptorChannel, type Received } from "./channel.ts";
-import { disposeAll, type OwnedDescriptor } from "./descriptors.ts";
-import { isSystemError, PeerLostError, TakeoverError } from "./errors.ts";
-import type { Runtime } from "./runtime.ts";
+import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
+import { DescriptorChannel, type Received } from "../sockets/channel.ts";
+import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
 
 /** "STKD" as a big-endian integer. */
 const magic = 0x53544b44;

@@ -6,10 +6,10 @@
  * @module
  */
 
-import { shown, TakeoverError, type TakeoverErrorCode } from "./errors.ts";
+import { shown, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
 import type { FrameHead } from "./frame.ts";
-import type { Limits } from "./limits.ts";
-import type { SocketAddress } from "./sockaddr.ts";
+import type { Limits } from "../limits.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
 
 /** Who the process at one end is. */
 export interface Peer {

@@ -5,12 +5,12 @@
  * @module
  */
 
-import { messageOf, PeerLostError, TakeoverError } from "./errors.ts";
+import { messageOf, PeerLostError, TakeoverError } from "../errors.ts";
 import { encodeFrame, type FrameHead, FrameReader } from "./frame.ts";
-import type { Limits } from "./limits.ts";
+import type { Limits } from "../limits.ts";
 import { parseRefusal } from "./messages.ts";
 import { Protocol, type ProtocolState, type Role } from "./protocol.ts";
-import type { ControlStream } from "./runtime.ts";
+import type { ControlStream } from "../runtime.ts";
 
 interface Waiter {
   resolve(head: FrameHead): void;

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { TakeoverErrorCode } from "./errors.ts";
+import type { TakeoverErrorCode } from "../errors.ts";
 import type { Peer } from "./messages.ts";
 import type { Drained } from "./drain.ts";
 

@@ -12,7 +12,7 @@
 import { owning } from "./descriptors.ts";
 import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
 import { deadListener } from "./graft.ts";
-import type { Runtime } from "./runtime.ts";
+import type { Runtime } from "../runtime.ts";
 import { cookieOf, duplicateOver, isListening, type SocketIdentity } from "./socket.ts";
 
 /** What an endpoint is made of. */

@@ -5,9 +5,9 @@
  * @module
  */
 
-import { TakeoverError } from "./errors.ts";
-import type { Runtime } from "./runtime.ts";
-import { formatInet6, parseInet, parseInet6, type SocketAddress } from "./sockaddr.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import { formatInet6, parseInet, parseInet6, type SocketAddress } from "../c/sockaddr.ts";
 
 /** A TCP address to listen on. */
 export interface TcpEndpoint {

@@ -13,11 +13,11 @@
  * @module
  */
 
-import { allocate, viewOf, writeField } from "./bytes.ts";
+import { allocate, viewOf, writeField } from "../c/bytes.ts";
 import { linkOf, openDescriptors, readFile } from "./descriptors.ts";
-import { errnoOf } from "./errno.ts";
-import { checked } from "./errors.ts";
-import type { Runtime } from "./runtime.ts";
+import { errnoOf } from "../c/errno.ts";
+import { checked } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
 
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;

@@ -9,14 +9,14 @@
 
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import { Conversation, within } from "./conversation.ts";
-import { checkPeerUser } from "./credentials.ts";
-import { TakeoverError } from "./errors.ts";
-import type { Endpoint } from "./endpoint.ts";
+import { checkPeerUser } from "../sockets/credentials.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../sockets/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
-import type { Limits } from "./limits.ts";
+import type { Limits } from "../limits.ts";
 import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
 import { commonVersion, versions } from "./protocol.ts";
-import type { ControlStream, Runtime } from "./runtime.ts";
+import type { ControlStream, Runtime } from "../runtime.ts";
 
 /** How long a process that may have been stopped itself reads on before it judges. */
 const lastLookMs = 100;

@@ -12,8 +12,8 @@
  * @module
  */
 
-import { allocate, type Bytes, viewOf } from "./bytes.ts";
-import { TakeoverError } from "./errors.ts";
+import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
+import { TakeoverError } from "../errors.ts";
 
 /** "STKO" as a big-endian integer. */
 const magic = 0x53544b4f;

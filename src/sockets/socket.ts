@@ -4,12 +4,12 @@
  * @module
  */
 
-import type { Abi } from "./abi.ts";
-import { allocate, type Bytes, toHex, viewOf } from "./bytes.ts";
-import { checked } from "./errors.ts";
-import { errnoOf } from "./errno.ts";
-import type { Runtime } from "./runtime.ts";
-import { decodeSockaddr, encodeSockaddr, formatAddress, type SocketAddress, sockaddrSize } from "./sockaddr.ts";
+import type { Abi } from "../c/abi.ts";
+import { allocate, type Bytes, toHex, viewOf } from "../c/bytes.ts";
+import { checked } from "../errors.ts";
+import { errnoOf } from "../c/errno.ts";
+import type { Runtime } from "../runtime.ts";
+import { decodeSockaddr, encodeSockaddr, formatAddress, type SocketAddress, sockaddrSize } from "../c/sockaddr.ts";
 
 /** Linux's SOCK_CLOEXEC | SOCK_NONBLOCK (socket(2)); macOS takes two fcntl calls instead. */
 const linuxSocketFlags = 0o2000000 | 0o4000;

@@ -15,7 +15,7 @@
 
 import type { Abi, Field } from "./abi.ts";
 import { allocate, type Bytes, readField, untilNul, viewOf, writeField } from "./bytes.ts";
-import { TakeoverError } from "./errors.ts";
+import { TakeoverError } from "../errors.ts";
 
 /** Where a socket is: an IP address and port, or the path of a Unix socket. */
 export type SocketAddress = InetAddress | UnixAddress;

@@ -10,12 +10,12 @@
 
 import { openingOf } from "./address.ts";
 import { openDescriptors, type OwnedDescriptor, owning } from "./descriptors.ts";
-import { messageOf, TakeoverError } from "./errors.ts";
+import { messageOf, TakeoverError } from "../errors.ts";
 import { canPause, type Registration, registrationsOf, unregister } from "./event_loop.ts";
-import type { Limits } from "./limits.ts";
+import type { Limits } from "../limits.ts";
 import { bindListener, unlinkPath } from "./listener.ts";
-import type { Runtime } from "./runtime.ts";
-import { formatAddress, type SocketAddress } from "./sockaddr.ts";
+import type { Runtime } from "../runtime.ts";
+import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { cookieOf, duplicateOver, isListening, localAddress, type SocketIdentity } from "./socket.ts";
 
 /** A native server that holds a socket of ours. */

@@ -8,9 +8,9 @@
  * @module
  */
 
-import { allocate, viewOf } from "./bytes.ts";
-import { checked, TakeoverError } from "./errors.ts";
-import type { Runtime } from "./runtime.ts";
+import { allocate, viewOf } from "../c/bytes.ts";
+import { checked, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
 
 /** Linux's SO_PEERCRED; `struct ucred` is pid, uid, gid, four bytes each. */
 const SO_PEERCRED = 17;

@@ -27,7 +27,7 @@
  * @module
  */
 
-import { TakeoverError } from "./errors.ts";
+import { TakeoverError } from "../errors.ts";
 
 /** Where a field lies in a C struct, in bytes. */
 export interface Field {

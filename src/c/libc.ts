@@ -11,7 +11,7 @@
 import type { Abi } from "./abi.ts";
 import type { Bytes } from "./bytes.ts";
 import { errnoOf } from "./errno.ts";
-import { messageOf, TakeoverError } from "./errors.ts";
+import { messageOf, TakeoverError } from "../errors.ts";
 
 /** A C type as the table names it; `bytes` is a pointer that may be NULL. */
 export type CType = "int" | "unsigned" | "size_t" | "ssize_t" | "bytes";

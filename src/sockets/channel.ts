@@ -5,13 +5,13 @@
  * @module
  */
 
-import { cmsgSpace, decodeRights, descriptorSize, encodeRights } from "./cmsg.ts";
-import { allocate, type Bytes } from "./bytes.ts";
+import { cmsgSpace, decodeRights, descriptorSize, encodeRights } from "../c/cmsg.ts";
+import { allocate, type Bytes } from "../c/bytes.ts";
 import { OwnedDescriptor } from "./descriptors.ts";
-import { errnoName } from "./errno.ts";
-import { checked, SystemError, TakeoverError } from "./errors.ts";
-import { Msghdr } from "./msghdr.ts";
-import type { Runtime } from "./runtime.ts";
+import { errnoName } from "../c/errno.ts";
+import { checked, SystemError, TakeoverError } from "../errors.ts";
+import { Msghdr } from "../c/msghdr.ts";
+import type { Runtime } from "../runtime.ts";
 
 /** What one recvmsg(2) brought. */
 export interface Received {
