@@ -10,7 +10,7 @@ import process from "node:process";
 import { abiOf } from "../src/c/abi.ts";
 import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { listenOn, lookup, present, streamOf } from "./net.ts";
+import { env, listenOn, lookup, present, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of `bun:ffi` that is used, so that this file checks anywhere. */
 interface BunFfi {
@@ -69,6 +69,8 @@ function open(): Runtime {
     // descriptor takes it over.
     adoptStream: (descriptor) => streamOf(net.connect({ fd: descriptor } as unknown as net.NetConnectOpts)),
     adoptListener: listenOn,
+    env,
+    unsetEnv,
     lookup,
     present,
     listenExtras: () => ({}),

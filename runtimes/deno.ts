@@ -5,9 +5,10 @@
  */
 
 import net from "node:net";
-import { abiOf } from "../src/c/abi.ts";
+import { type Abi, abiOf } from "../src/c/abi.ts";
 import { TakeoverError } from "../src/errors.ts";
-import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
+import { cString, readFile } from "../src/sockets/descriptors.ts";
+import { bindTable, type CType, declarations, type Libc, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
 import { listenOn, lookup, present, streamOf } from "./net.ts";
@@ -17,6 +18,8 @@ interface DenoLike {
   readonly version: { readonly deno: string };
   readonly build: { readonly os: string; readonly arch: string };
   readonly errors: { readonly NotCapable: new () => Error };
+  readonly permissions: { querySync(what: { name: "env"; variable: string }): { readonly state: string } };
+  readonly env: { get(name: string): string | undefined; delete(name: string): void };
   dlopen(path: string, symbols: Record<string, unknown>): { symbols: Record<string, RawFunction> };
   readonly UnsafePointer: { of(bytes: Uint8Array): unknown; value(pointer: unknown): bigint };
   readonly UnsafePointerView: new (pointer: unknown) => { getInt32(): number };
@@ -61,15 +64,19 @@ function open(): Runtime {
   const library = loadFirst(abi, (path) => load(deno, path, declared));
   // errno has one address for the life of a thread, and JavaScript stays on its own.
   const errno = new deno.UnsafePointerView(library[abi.errnoLocation]!());
+  const libc = bindTable(abi, library, () => errno.getInt32());
+  const mayUse = (variable: string) => deno.permissions.querySync({ name: "env", variable }).state === "granted";
   return {
     name: "deno",
     version: deno.version.deno,
     ffi: "Deno.dlopen",
     abi,
-    libc: bindTable(abi, library, () => errno.getInt32()),
+    libc,
     addressOf: (bytes) => deno.UnsafePointer.value(deno.UnsafePointer.of(bytes)),
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
     adoptListener: listenOn,
+    env: (name) => mayUse(name) ? deno.env.get(name) : environment(abi, libc).get(name),
+    unsetEnv: (name) => mayUse(name) ? deno.env.delete(name) : void libc.unsetenv(cString(name)),
     lookup,
     present,
     listenExtras: (address) => ({ onListen: () => announce(address) }),
@@ -82,6 +89,13 @@ function load(deno: DenoLike, path: string, symbols: Record<string, unknown>): R
   } catch (error) {
     throw error instanceof deno.errors.NotCapable ? denied(error) : error;
   }
+}
+
+/** The environment that the process was started with (proc(5)): reading it needs no permission but --allow-ffi. */
+function environment(abi: Abi, libc: Libc): Map<string, string> {
+  if (abi.platform !== "linux") return new Map();
+  const variables = readFile({ abi, libc }, "/proc/self/environ").split("\0");
+  return new Map(variables.map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
 }
 
 function denied(cause: Error): TakeoverError {

@@ -10,6 +10,7 @@
 
 import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
+import process from "node:process";
 import type { ControlListener, ControlStream, StreamHandlers } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
 
@@ -38,6 +39,7 @@ export function streamOf(socket: net.Socket): ControlStream {
       if (socket.closed) queueMicrotask(() => handlers.close());
       else socket.once("close", () => handlers.close());
     },
+    keepAlive: (isNeeded) => void (isNeeded ? socket.ref() : socket.unref()),
     write: (bytes) => void (socket.destroyed || socket.write(bytes)),
     // A peer that does not close its side must not keep ours open.
     end: () => void socket.end(() => socket.destroy()),
@@ -65,6 +67,16 @@ export async function listenOn(
     descriptor: handleDescriptor(server),
     close: () => void server.close(),
   };
+}
+
+/** `process.env`, which on Deno asks for a permission. */
+export function env(name: string): string | undefined {
+  return process.env[name];
+}
+
+/** Deleting sets nothing: children see it no more. */
+export function unsetEnv(name: string): void {
+  delete process.env[name];
 }
 
 /** The numeric addresses of a host name, as the system resolves it. */

@@ -22,7 +22,7 @@ import {
   type RawFunction,
 } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { listenOn, lookup, present, streamOf } from "./net.ts";
+import { env, listenOn, lookup, present, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
 interface Koffi {
@@ -98,6 +98,8 @@ function open({ ffi }: NodeOptions): Runtime {
     abi,
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
     adoptListener: listenOn,
+    env,
+    unsetEnv,
     lookup,
     present,
     listenExtras: () => ({}),

@@ -41,6 +41,32 @@ export type TakeoverErrorCode =
   | "ERR_TAKEOVER_PATH"
   /** An address is malformed, or not the one that was inherited. */
   | "ERR_TAKEOVER_ADDRESS"
+  /** A path names something else than a socket. */
+  | "ERR_TAKEOVER_PATH_KIND"
+  /** Nobody listens on the socket that a path names. */
+  | "ERR_TAKEOVER_PATH_STALE"
+  /** This user may not connect to, or make, the socket at a path. */
+  | "ERR_TAKEOVER_PATH_ACCESS"
+  /** A descriptor is closed. */
+  | "ERR_TAKEOVER_CLOSED"
+  /** A number cannot be a descriptor. */
+  | "ERR_TAKEOVER_RANGE"
+  /** A descriptor is open, and no socket. */
+  | "ERR_TAKEOVER_NOT_SOCKET"
+  /** More descriptors than one message can carry. */
+  | "ERR_TAKEOVER_TOO_MANY"
+  /** Descriptors without a byte to carry them. */
+  | "ERR_TAKEOVER_EMPTY"
+  /** A message came with fewer descriptors than expected. */
+  | "ERR_TAKEOVER_MISSING"
+  /** A message came with more descriptors than expected; all were closed. */
+  | "ERR_TAKEOVER_SURPLUS"
+  /** A process is not there, or not the one that was meant. */
+  | "ERR_TAKEOVER_PROCESS"
+  /** This user may not take descriptors out of a process. */
+  | "ERR_TAKEOVER_PTRACE"
+  /** Another program has no such listener, or none that it gives. */
+  | "ERR_TAKEOVER_NO_LISTENER"
   /** A runtime did not take the socket that it was given. */
   | "ERR_TAKEOVER_ADOPT"
   /** A method was called at a time, or twice, when it cannot be. */

@@ -24,6 +24,8 @@ export interface ControlStream {
   readonly descriptor: number;
   /** Starts reading. */
   start(handlers: StreamHandlers): void;
+  /** Whether the process goes on for this stream alone; at first it does. */
+  keepAlive(isNeeded: boolean): void;
   /** Queues bytes. They go out in order; after the end they are dropped. */
   write(bytes: Uint8Array): void;
   /** Closes once everything written has gone out. */
@@ -58,6 +60,10 @@ export interface Runtime {
   adoptStream(descriptor: number): ControlStream;
   /** Hands a listening Unix descriptor to the runtime, which owns it from then on. */
   adoptListener(descriptor: number, accept: (stream: ControlStream) => void): Promise<ControlListener>;
+  /** An environment variable, or undefined when there is none. */
+  env(name: string): string | undefined;
+  /** Takes an environment variable away from this process and its children. */
+  unsetEnv(name: string): void;
   /** The numeric addresses of a host name. */
   lookup(hostname: string): Promise<readonly string[]>;
   /** Makes a native server report the address that it really has, where it can be told. */

@@ -46,6 +46,12 @@ export const functions = {
   getsockopt: { parameters: ["int", "int", "int", "bytes", "bytes"], result: "int" },
   /** `int setsockopt(int fd, int level, int name, const void *value, socklen_t len)` */
   setsockopt: { parameters: ["int", "int", "int", "bytes", "unsigned"], result: "int" },
+  /** `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)` */
+  accept4: { parameters: ["int", "bytes", "bytes", "int"], result: "int", only: "linux" },
+  /** `int accept(int fd, struct sockaddr *addr, socklen_t *len)` */
+  accept: { parameters: ["int", "bytes", "bytes"], result: "int" },
+  /** `int shutdown(int fd, int how)` */
+  shutdown: { parameters: ["int", "int"], result: "int" },
   /** `ssize_t sendmsg(int fd, const struct msghdr *msg, int flags)` */
   sendmsg: { parameters: ["int", "bytes", "int"], result: "ssize_t" },
   /** `ssize_t recvmsg(int fd, struct msghdr *msg, int flags)` */
@@ -62,6 +68,8 @@ export const functions = {
   open: { parameters: ["bytes", "int", "int"], result: "int", fixed: 2 },
   /** `ssize_t read(int fd, void *buffer, size_t size)` */
   read: { parameters: ["int", "bytes", "size_t"], result: "ssize_t" },
+  /** `ssize_t write(int fd, const void *buffer, size_t size)` */
+  write: { parameters: ["int", "bytes", "size_t"], result: "ssize_t" },
   /** `ssize_t readlink(const char *path, char *buffer, size_t size)` */
   readlink: { parameters: ["bytes", "bytes", "size_t"], result: "ssize_t" },
   /** `int unlink(const char *path)` */
@@ -78,6 +86,12 @@ export const functions = {
   getpid: { parameters: [], result: "int" },
   /** `uid_t geteuid(void)` */
   geteuid: { parameters: [], result: "unsigned" },
+  /** `gid_t getegid(void)` */
+  getegid: { parameters: [], result: "unsigned" },
+  /** `int unsetenv(const char *name)` */
+  unsetenv: { parameters: ["bytes"], result: "int" },
+  /** `int clock_gettime(clockid_t clock, struct timespec *time)` */
+  clock_gettime: { parameters: ["int", "bytes"], result: "int" },
   /** `int kill(pid_t pid, int signal)` */
   kill: { parameters: ["int", "int"], result: "int" },
   /** `int getpeereid(int fd, uid_t *uid, gid_t *gid)` */
@@ -86,8 +100,12 @@ export const functions = {
   getdents64: { parameters: ["int", "bytes", "size_t"], result: "ssize_t", only: "linux" },
   /** `int statx(int folder, const char *path, int flags, unsigned mask, struct statx *status)` */
   statx: { parameters: ["int", "bytes", "int", "unsigned", "bytes"], result: "int", only: "linux" },
-  /** `long syscall(long number, ...)`, here with unsigned first, last and int flags: close_range(2) */
+  /** `long syscall(long number, ...)`, here with two unsigned and an int: close_range(2), pidfd_getfd(2) */
   syscall: { parameters: ["int", "unsigned", "unsigned", "int"], result: "ssize_t", fixed: 1, only: "linux" },
+  /** `int epoll_create1(int flags)` */
+  epoll_create1: { parameters: ["int"], result: "int", only: "linux" },
+  /** `int epoll_wait(int epoll, struct epoll_event *events, int count, int timeout)` */
+  epoll_wait: { parameters: ["int", "bytes", "int", "int"], result: "int", only: "linux" },
   /** `int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)` */
   epoll_ctl: { parameters: ["int", "int", "int", "bytes"], result: "int", only: "linux" },
 } as const;

@@ -119,7 +119,7 @@ export function linkOf({ libc }: Runtime, descriptor: number): string {
 }
 
 /** A small file of /proc, whole. */
-export function readFile({ abi, libc }: Runtime, path: string): string {
+export function readFile({ abi, libc }: Pick<Runtime, "abi" | "libc">, path: string): string {
   const { O_RDONLY, O_CLOEXEC } = abi.constants;
   const file = checked(abi, "open", libc.open(cString(path), O_RDONLY | O_CLOEXEC, 0), path);
   try {

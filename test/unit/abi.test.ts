@@ -160,8 +160,9 @@ test("errnoOf numbers every errno that errnoName names as C does", withGcc, asyn
 });
 
 test("src/ has the constants of single modules as C has them", onLinux, async () => {
-  const folder = new URL("../../src", import.meta.url);
-  const sources = readdirSync(folder).map((name) => readFileSync(new URL(name, folder), "utf8"));
+  const folder = new URL("../../src/", import.meta.url);
+  const names = (readdirSync(folder, { recursive: true }) as string[]).filter((name) => name.endsWith(".ts"));
+  const sources = names.map((name) => readFileSync(new URL(name, folder), "utf8"));
   const found = sources.flatMap((text) => [...text.matchAll(/^const ([A-Z][A-Z0-9_]+) = (-?\w+);$/gm)]);
   const expected = Object.fromEntries(found.map(([, name, value]) => [name!, Number(value)]));
   assert.ok("SO_COOKIE" in expected && "EPOLL_CTL_ADD" in expected && "AT_FDCWD" in expected);

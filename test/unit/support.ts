@@ -37,6 +37,8 @@ export function fakeRuntime(parts: Partial<Runtime> = {}): Runtime {
     addressOf: unexpected,
     adoptStream: unexpected,
     adoptListener: unexpected,
+    env: () => undefined,
+    unsetEnv: unexpected,
     lookup: unexpected,
     present: unexpected,
     listenExtras: () => ({}),
@@ -57,6 +59,8 @@ export class FakeStream implements ControlStream {
   start(handlers: StreamHandlers): void {
     this.#handlers = handlers;
   }
+
+  keepAlive(): void {}
 
   write(bytes: Uint8Array): void {
     this.#written.push(...this.#reader.push(bytes));
