@@ -112,6 +112,30 @@ export class PeerLostError extends TakeoverError {
   }
 }
 
+/** A message of which descriptors were lost on the way in; those that came were closed. */
+export class TruncatedError extends TakeoverError {
+  /** The message's bytes, which came whole. */
+  readonly bytes: Uint8Array;
+  /** How many of its descriptors came, and were closed. */
+  readonly closedCount: number;
+
+  /**
+   * Makes an error with the code `ERR_TAKEOVER_TRUNCATED`.
+   *
+   * @param bytes What came with the descriptors.
+   * @param closedCount How many of them came.
+   */
+  constructor(bytes: Uint8Array, closedCount: number) {
+    super(
+      "ERR_TAKEOVER_TRUNCATED",
+      `Cannot receive all descriptors of a message: ${closedCount} arrived and were closed, the kernel dropped ` +
+        "the others (MSG_CTRUNC); raise the limit of open files (ulimit -n) or send fewer",
+    );
+    this.bytes = bytes;
+    this.closedCount = closedCount;
+  }
+}
+
 /** A failed libc call, in the shape of Node's system errors. */
 export class SystemError extends Error {
   /** `SystemError`. */

@@ -48,6 +48,10 @@ const suites = [
     name: `hand-over: ${file.replace(/^.*\/|\.test\.ts$/g, "")}`,
     command: alone(nodeTest(binaries.node26, [file])),
   })),
+  ...files("test/foreign").map((file) => ({
+    name: `foreign: ${file.replace(/^.*\/|\.test\.ts$/g, "")}`,
+    command: alone(nodeTest(binaries.node26, [file])),
+  })),
 ];
 
 /** What the three test runners and the steps without tests say at their end. */

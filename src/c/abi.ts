@@ -80,6 +80,9 @@ export type EpollEventLayout = Layout<"events" | "data">;
 /** `struct statx` (statx(2)): the same on every architecture. */
 export type StatxLayout = Layout<"uid" | "mode" | "inode">;
 
+/** `struct ucred` (unix(7)). */
+export type UcredLayout = Layout<"pid" | "uid" | "gid">;
+
 /** The constants that differ between platforms, by their C names. */
 export type Constants = Readonly<Record<ConstantName, number>>;
 
@@ -90,6 +93,7 @@ export type ConstantName =
   | "AF_INET6"
   | "SOCK_STREAM"
   | "SOCK_DGRAM"
+  | "SOCK_SEQPACKET"
   | "SOL_SOCKET"
   | "SO_REUSEADDR"
   | "SO_TYPE"
@@ -99,6 +103,7 @@ export type ConstantName =
   | "IPV6_V6ONLY"
   | "MSG_DONTWAIT"
   | "MSG_NOSIGNAL"
+  | "MSG_TRUNC"
   | "MSG_CTRUNC"
   | "MSG_CMSG_CLOEXEC"
   | "O_RDONLY"
@@ -140,6 +145,8 @@ export interface Abi {
   readonly epollEvent: EpollEventLayout;
   /** For statx(2); unused on macOS. */
   readonly statx: StatxLayout;
+  /** For `SCM_CREDENTIALS` and `SO_PEERCRED`; unused on macOS. */
+  readonly ucred: UcredLayout;
   /** By their C names. */
   readonly constants: Constants;
   /** The most descriptors that one message carries (Linux: `SCM_MAX_FD`). */
@@ -239,12 +246,20 @@ const statx: StatxLayout = {
   inode: { offset: 32, size: 8 },
 };
 
+const ucred: UcredLayout = {
+  size: 12,
+  pid: { offset: 0, size: 4 },
+  uid: { offset: 4, size: 4 },
+  gid: { offset: 8, size: 4 },
+};
+
 const linuxConstants: Constants = {
   AF_UNIX: 1,
   AF_INET: 2,
   AF_INET6: 10,
   SOCK_STREAM: 1,
   SOCK_DGRAM: 2,
+  SOCK_SEQPACKET: 5,
   SOL_SOCKET: 1,
   SO_REUSEADDR: 2,
   SO_TYPE: 3,
@@ -254,6 +269,7 @@ const linuxConstants: Constants = {
   IPV6_V6ONLY: 26,
   MSG_DONTWAIT: 0x40,
   MSG_NOSIGNAL: 0x4000,
+  MSG_TRUNC: 0x20,
   MSG_CTRUNC: 0x8,
   MSG_CMSG_CLOEXEC: 0x40000000,
   O_RDONLY: 0,
@@ -287,6 +303,7 @@ const darwinConstants: Constants = {
   AF_INET6: 30,
   SOCK_STREAM: 1,
   SOCK_DGRAM: 2,
+  SOCK_SEQPACKET: 5,
   SOL_SOCKET: 0xffff,
   SO_REUSEADDR: 0x4,
   SO_TYPE: 0x1008,
@@ -296,6 +313,7 @@ const darwinConstants: Constants = {
   IPV6_V6ONLY: 27,
   MSG_DONTWAIT: 0x80,
   MSG_NOSIGNAL: 0x80000,
+  MSG_TRUNC: 0x10,
   MSG_CTRUNC: 0x20,
   MSG_CMSG_CLOEXEC: 0,
   O_RDONLY: 0,
@@ -324,6 +342,7 @@ const linux = {
   cmsghdr: linuxCmsghdr,
   sockaddr: linuxSockaddr,
   statx,
+  ucred,
   descriptorsPerMessage: 253,
 } as const;
 
@@ -353,6 +372,7 @@ const abis: readonly Abi[] = [
     sockaddr: darwinSockaddr,
     epollEvent: alignedEpollEvent,
     statx,
+    ucred,
     constants: darwinConstants,
     descriptorsPerMessage: 253,
   })),

@@ -100,8 +100,11 @@ export const functions = {
   getdents64: { parameters: ["int", "bytes", "size_t"], result: "ssize_t", only: "linux" },
   /** `int statx(int folder, const char *path, int flags, unsigned mask, struct statx *status)` */
   statx: { parameters: ["int", "bytes", "int", "unsigned", "bytes"], result: "int", only: "linux" },
-  /** `long syscall(long number, ...)`, here with two unsigned and an int: close_range(2), pidfd_getfd(2) */
-  syscall: { parameters: ["int", "unsigned", "unsigned", "int"], result: "ssize_t", fixed: 1, only: "linux" },
+  /**
+   * `long syscall(long number, ...)`, here with two unsigned and two int: close_range(2), pidfd_getfd(2),
+   * pidfd_send_signal(2). All four are always passed: what is left out is whatever the register holds.
+   */
+  syscall: { parameters: ["int", "unsigned", "unsigned", "int", "int"], result: "ssize_t", fixed: 1, only: "linux" },
   /** `int epoll_create1(int flags)` */
   epoll_create1: { parameters: ["int"], result: "int", only: "linux" },
   /** `int epoll_wait(int epoll, struct epoll_event *events, int count, int timeout)` */

@@ -9,7 +9,7 @@
 
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import { Conversation, within } from "./conversation.ts";
-import { checkPeerUser } from "../sockets/credentials.ts";
+import { checkPeerUser } from "../sockets/identity.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../sockets/endpoint.ts";
 import type { FrameHead } from "./frame.ts";

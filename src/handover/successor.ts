@@ -12,7 +12,7 @@ import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import type { Unopened } from "./binding.ts";
 import type { DescriptorChannel } from "../sockets/channel.ts";
 import { Conversation } from "./conversation.ts";
-import { checkPeerUser } from "../sockets/credentials.ts";
+import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { encodeFrame } from "./frame.ts";

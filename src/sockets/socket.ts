@@ -9,6 +9,7 @@ import { allocate, type Bytes, toHex, viewOf } from "../c/bytes.ts";
 import { checked } from "../errors.ts";
 import { errnoOf } from "../c/errno.ts";
 import type { Runtime } from "../runtime.ts";
+import { OwnedDescriptor } from "./descriptors.ts";
 import { decodeSockaddr, encodeSockaddr, formatAddress, type SocketAddress, sockaddrSize } from "../c/sockaddr.ts";
 
 /** Linux's SOCK_CLOEXEC | SOCK_NONBLOCK (socket(2)); macOS takes two fcntl calls instead. */
@@ -28,17 +29,45 @@ export interface SocketIdentity {
   readonly cookie: string;
 }
 
+/** What a socket carries: bytes, messages in order, or datagrams. */
+export type SocketType = "stream" | "seqpacket" | "dgram";
+
 /** Makes a non-blocking, close-on-exec socket of the address's family. */
-export function openSocket(runtime: Runtime, family: SocketAddress["family"], type: "stream" | "dgram"): number {
+export function openSocket(runtime: Runtime, family: SocketAddress["family"], type: SocketType): number {
   const { abi, libc } = runtime;
   const { constants } = abi;
   const domain = { unix: constants.AF_UNIX, inet: constants.AF_INET, inet6: constants.AF_INET6 }[family];
-  const kind = type === "stream" ? constants.SOCK_STREAM : constants.SOCK_DGRAM;
+  const kind = kindOf(runtime, type);
   if (abi.platform === "linux") return checked(abi, "socket", libc.socket(domain, kind | linuxSocketFlags, 0));
   const descriptor = checked(abi, "socket", libc.socket(domain, kind, 0));
   setCloseOnExec(runtime, descriptor);
   setNonBlocking(runtime, descriptor);
   return descriptor;
+}
+
+/**
+ * Two Unix sockets that are connected to each other (socketpair(2)),
+ * non-blocking and close-on-exec; the caller owns both.
+ */
+export function openPair(runtime: Runtime, type: SocketType = "stream"): [OwnedDescriptor, OwnedDescriptor] {
+  const { abi, libc } = runtime;
+  const numbers = allocate(8);
+  const flags = abi.platform === "linux" ? linuxSocketFlags : 0;
+  checked(abi, "socketpair", libc.socketpair(abi.constants.AF_UNIX, kindOf(runtime, type) | flags, 0, numbers));
+  const endAt = (at: number) => new OwnedDescriptor(runtime, viewOf(numbers).getInt32(at, true));
+  const ends: [OwnedDescriptor, OwnedDescriptor] = [endAt(0), endAt(4)];
+  if (flags === 0) {
+    for (const { number } of ends) {
+      setCloseOnExec(runtime, number);
+      setNonBlocking(runtime, number);
+    }
+  }
+  return ends;
+}
+
+function kindOf({ abi }: Runtime, type: SocketType): number {
+  const { SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET } = abi.constants;
+  return { stream: SOCK_STREAM, dgram: SOCK_DGRAM, seqpacket: SOCK_SEQPACKET }[type];
 }
 
 /** Binds a socket (bind(2)). */

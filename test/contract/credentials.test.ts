@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { chmodSync, statSync } from "node:fs";
-import { checkPeerUser, peerUser } from "../../src/sockets/credentials.ts";
+import { checkPeerUser, peerUser } from "../../src/sockets/identity.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import type { ControlStream } from "../../src/runtime.ts";
 import { binaries } from "../support/binaries.mjs";

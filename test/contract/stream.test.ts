@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { existsSync } from "node:fs";
 import net from "node:net";
 import { DescriptorChannel } from "../../src/sockets/channel.ts";
-import { peerUser } from "../../src/sockets/credentials.ts";
+import { peerUser } from "../../src/sockets/identity.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import type { ControlListener, ControlStream } from "../../src/runtime.ts";
 import type { UnixAddress } from "../../src/c/sockaddr.ts";

@@ -11,5 +11,13 @@ declare class TextDecoder {
   decode(bytes?: Uint8Array, options?: { stream?: boolean }): string;
 }
 declare function setTimeout(callback: (value?: undefined) => void, ms: number): unknown;
+declare function setImmediate(callback: () => void): unknown;
 declare function clearTimeout(timer: unknown): void;
+declare class AbortSignal {
+  readonly aborted: boolean;
+  readonly reason: unknown;
+  throwIfAborted(): void;
+  addEventListener(type: "abort", listener: () => void, options?: { once?: boolean }): void;
+  removeEventListener(type: "abort", listener: () => void): void;
+}
 declare const crypto: { getRandomValues<T extends Uint8Array>(bytes: T): T };

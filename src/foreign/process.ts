@@ -1,0 +1,261 @@
+/**
+ * Another process, held by a pidfd (pidfd_open(2), Linux 5.3): its descriptors
+ * copied, signals sent to it and never to another that got its number.
+ *
+ * What /proc says under the number is about this process for as long as it has
+ * not been reaped, which is asked after the reading, not before.
+ *
+ * @module
+ */
+
+import { errnoName } from "../c/errno.ts";
+import { linkAt, numbersIn, OwnedDescriptor, readFile } from "../sockets/descriptors.ts";
+import { checked, isSystemError, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+
+/** Signals by name (signal(7)); the numbers are those of x86 and ARM. */
+export const signals = {
+  SIGHUP: 1,
+  SIGINT: 2,
+  SIGQUIT: 3,
+  SIGKILL: 9,
+  SIGUSR1: 10,
+  SIGUSR2: 12,
+  SIGTERM: 15,
+  SIGCONT: 18,
+  SIGSTOP: 19,
+  SIGWINCH: 28,
+} as const;
+
+/** The name of a signal. */
+export type Signal = keyof typeof signals;
+
+/** What /proc/PID/stat says (proc(5)), as far as it is needed. */
+export interface ProcessStatus {
+  /** `R`, `S`, `T` for stopped, `Z` for one that has ended and was not waited for. */
+  readonly state: string;
+  /** The pid of its parent. */
+  readonly parent: number;
+  /** When it started, in clock ticks since the machine did. With the pid it names a process. */
+  readonly startTime: number;
+}
+
+/** Linux's numbers, the same on every architecture. */
+const SYS_pidfd_send_signal = 424;
+const SYS_pidfd_open = 434;
+const SYS_pidfd_getfd = 438;
+
+/** States of a thread that does not run: stopped, traced, ended. */
+const stillStates = "TtZXx";
+
+/** Another process. Whoever opened it disposes it. */
+export class ForeignProcess implements Disposable {
+  readonly pid: number;
+  readonly #runtime: Runtime;
+  readonly #pidfd: OwnedDescriptor;
+
+  /**
+   * Opens a process.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_PROCESS` when there is none,
+   *   `ERR_TAKEOVER_UNSUPPORTED` before Linux 5.3 and elsewhere.
+   */
+  constructor(runtime: Runtime, pid: number) {
+    const { abi, libc } = runtime;
+    this.#runtime = runtime;
+    this.pid = pid;
+    const result = libc.syscall(SYS_pidfd_open, pid, 0, 0, 0);
+    switch (result < 0 ? errnoName(abi.platform, -result) : "") {
+      case "ENOSYS":
+        throw unsupported(abi.platform, "pidfd_open(2), Linux 5.3");
+      // The number is a thread's, which is no process: EINVAL, ENOENT from Linux 6.9 on.
+      case "EINVAL":
+      case "ENOENT":
+      case "ESRCH":
+        throw new TakeoverError(
+          "ERR_TAKEOVER_PROCESS",
+          `Cannot open process ${pid}: expected the pid of a running process, there is none; look the pid up again`,
+        );
+    }
+    this.#pidfd = new OwnedDescriptor(runtime, checked(abi, "pidfd_open", result));
+  }
+
+  /** Whether it still runs, and has its descriptors. */
+  get alive(): boolean {
+    const status = this.status;
+    return status !== null && !"ZXx".includes(status.state);
+  }
+
+  /** Its status, or null once it has been waited for. */
+  get status(): ProcessStatus | null {
+    return this.#asked(() => parseStatus(readFile(this.#runtime, `/proc/${this.pid}/stat`)));
+  }
+
+  /** The file that it runs; an empty text when this user may not know. */
+  get executable(): string {
+    return linkAt(this.#runtime, `/proc/${this.pid}/exe`, 4_096);
+  }
+
+  /** Whether none of its threads runs: SIGSTOP reaches them one by one. */
+  get still(): boolean {
+    const states = this.#asked(() =>
+      numbersIn(this.#runtime, `/proc/${this.pid}/task`).map((thread) =>
+        stateOf(this.#runtime, `/proc/${this.pid}/task/${thread}/stat`)
+      )
+    );
+    return states === null || states.every((state) => stillStates.includes(state));
+  }
+
+  /**
+   * Its descriptors by number: what each of them is, for instance `socket:[4711]`.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not know,
+   *   `ERR_TAKEOVER_PROCESS` when it has ended.
+   */
+  descriptors(): Map<number, string> {
+    const folder = `/proc/${this.pid}/fd`;
+    try {
+      const numbers = numbersIn(this.#runtime, folder);
+      return new Map(numbers.map((number) => [number, linkAt(this.#runtime, `${folder}/${number}`)]));
+    } catch (error) {
+      if (isSystemError(error, "EACCES", "EPERM")) throw this.#denied(error);
+      if (isSystemError(error, "ENOENT", "ESRCH")) throw this.gone();
+      throw error;
+    }
+  }
+
+  /** What /proc/PID/fdinfo says of a descriptor; an empty text when it was closed. */
+  fdinfo(descriptor: number): string {
+    try {
+      return readFile(this.#runtime, `/proc/${this.pid}/fdinfo/${descriptor}`);
+    } catch (error) {
+      if (isSystemError(error, "ENOENT", "ESRCH")) return "";
+      throw isSystemError(error, "EACCES", "EPERM") ? this.#denied(error) : error;
+    }
+  }
+
+  /**
+   * A copy of one of its descriptors in this process (pidfd_getfd(2), Linux
+   * 5.6), close-on-exec.
+   *
+   * @returns The copy, which the caller owns, or null when it was closed.
+   * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not,
+   *   `ERR_TAKEOVER_UNSUPPORTED`.
+   * @throws {SystemError} For instance `EMFILE`.
+   */
+  copy(descriptor: number): OwnedDescriptor | null {
+    const { abi, libc } = this.#runtime;
+    const result = libc.syscall(SYS_pidfd_getfd, this.#pidfd.number, descriptor, 0, 0);
+    switch (result < 0 ? errnoName(abi.platform, -result) : "") {
+      case "EBADF":
+      case "ESRCH":
+        return null;
+      case "EPERM":
+        throw this.#denied();
+      case "ENOSYS":
+        throw unsupported(abi.platform, "pidfd_getfd(2), Linux 5.6");
+    }
+    return new OwnedDescriptor(this.#runtime, checked(abi, "pidfd_getfd", result));
+  }
+
+  /**
+   * Sends a signal (pidfd_send_signal(2)).
+   *
+   * @returns Whether there was still somebody to get it.
+   * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not.
+   */
+  send(signal: Signal): boolean {
+    const { abi, libc } = this.#runtime;
+    const result = libc.syscall(SYS_pidfd_send_signal, this.#pidfd.number, signals[signal], 0, 0);
+    const errno = result < 0 ? errnoName(abi.platform, -result) : "";
+    if (errno === "ESRCH") return false;
+    if (errno === "EPERM") throw this.#denied();
+    checked(abi, "pidfd_send_signal", result, signal);
+    return true;
+  }
+
+  /** The error for a process that has ended meanwhile. */
+  gone(): TakeoverError {
+    return new TakeoverError(
+      "ERR_TAKEOVER_PROCESS",
+      `Cannot look into process ${this.pid}: expected it to run, it has ended; look the pid up again`,
+    );
+  }
+
+  /** Closes the pidfd. */
+  [Symbol.dispose](): void {
+    this.#pidfd[Symbol.dispose]();
+  }
+
+  /** What /proc says, or null when the process has gone. */
+  #asked<T>(read: () => T): T | null {
+    try {
+      return read();
+    } catch (error) {
+      if (isSystemError(error, "ENOENT", "ESRCH")) return null;
+      throw error;
+    }
+  }
+
+  #denied(cause?: unknown): TakeoverError {
+    return new TakeoverError(
+      "ERR_TAKEOVER_PTRACE",
+      `Cannot take descriptors out of process ${this.pid}: expected the permission to trace it (ptrace(2)), which ` +
+        `this process (user ${this.#runtime.libc.geteuid()}) has not; run as the same user, with ` +
+        `/proc/sys/kernel/yama/ptrace_scope at 0 (it is ${scopeOf(this.#runtime)}), or give this program CAP_SYS_PTRACE`,
+      { cause },
+    );
+  }
+}
+
+/**
+ * The fields of /proc/PID/stat. The second one is the program's name in
+ * brackets, in which there may be brackets and spaces.
+ */
+export function parseStatus(stat: string): ProcessStatus {
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).trim().split(" ");
+  return { state: fields[0]!, parent: Number(fields[1]), startTime: Number(fields[19]) };
+}
+
+/** The pids of all processes whose parent, or parent's parent and so on, a process is; never this process. */
+export function descendantsOf(runtime: Runtime, pid: number): number[] {
+  const own = runtime.libc.getpid();
+  const parents = new Map(numbersIn(runtime, "/proc").map((each) => [each, parentOf(runtime, each)]));
+  const found = [pid];
+  for (const ancestor of found) {
+    for (const [child, parent] of parents) if (parent === ancestor && child !== own) found.push(child);
+  }
+  return found.slice(1);
+}
+
+function parentOf(runtime: Runtime, pid: number): number {
+  try {
+    return parseStatus(readFile(runtime, `/proc/${pid}/stat`)).parent;
+  } catch {
+    return -1; // Ended since.
+  }
+}
+
+function stateOf(runtime: Runtime, path: string): string {
+  try {
+    return parseStatus(readFile(runtime, path)).state;
+  } catch {
+    return "X"; // The thread has ended since.
+  }
+}
+
+/** Yama is a module that a kernel may lack. */
+function scopeOf(runtime: Runtime): string {
+  try {
+    return readFile(runtime, "/proc/sys/kernel/yama/ptrace_scope").trim();
+  } catch {
+    return "not there";
+  }
+}
+
+function unsupported(platform: string, needed: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_UNSUPPORTED",
+    `Cannot take sockets out of another process on this system (${platform}): expected ${needed}; use Linux 5.6 or later`,
+  );
+}
