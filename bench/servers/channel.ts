@@ -1,5 +1,5 @@
 /**
- * Sends descriptors to itself through the library's `DescriptorChannel`, batch
+ * Sends descriptors to itself through the library's `FdChannel`, batch
  * by batch, and closes what it receives: the other half of the bench
  * "descriptors", beside `descriptors.c`.
  *
@@ -12,20 +12,19 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { openRuntime } from "../../mod.ts";
 import { allocate, viewOf } from "../../src/c/bytes.ts";
-import { DescriptorChannel } from "../../src/sockets/channel.ts";
-import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { FdChannel } from "../../src/sockets/fd_channel.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { checked } from "../../src/errors.ts";
 import { openSocket } from "../../src/sockets/socket.ts";
 
 const headSize = 16;
-const messageSize = 256;
 const limitMs = 10_000;
 
 const runtime = await openBound(process.env.FFI);
 const { abi, libc } = runtime;
 const head = allocate(headSize);
 const sent = Array.from({ length: abi.descriptorsPerMessage }, () => openSocket(runtime, "inet", "stream"));
-const [sender, receiver] = socketPair().map((end) => new DescriptorChannel(runtime, end, messageSize));
+const [sender, receiver] = socketPair().map((end) => new FdChannel(runtime, new OwnedDescriptor(runtime, end), "stream"));
 
 say("open", { runtime: `${runtime.name} ${runtime.version}`, ffi: runtime.ffi });
 for await (const line of createInterface({ input: process.stdin })) {
@@ -50,9 +49,9 @@ async function passFor(ms: number): Promise<{ perSecond: number; openPerSecond: 
 }
 
 async function passBatch(): Promise<readonly OwnedDescriptor[]> {
-  await sender!.send(head, sent, limitMs);
-  const received = receiver!.receive(headSize);
-  if (received?.descriptors.length === sent.length) return received.descriptors;
+  await sender!.send(head, sent, { timeoutMs: limitMs });
+  const received = await receiver!.receive({ maxBytes: headSize });
+  if (received?.fds.length === sent.length) return received.fds;
   throw new Error("A batch did not arrive whole");
 }
 

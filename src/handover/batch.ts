@@ -13,8 +13,8 @@
  */
 
 import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
-import { DescriptorChannel, type Received } from "../sockets/channel.ts";
-import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { FdChannel, type FdMessage } from "../sockets/fd_channel.ts";
+import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 
@@ -24,12 +24,6 @@ const magic = 0x53544b44;
 /** The size of a batch's head in bytes. */
 export const batchHeadSize = 16;
 
-/** Room for one message: a batch's head, or the frame that joins the connection. */
-const messageSize = 256;
-
-/** How long to wait for the rest of a head that came in parts. */
-const retryMs = 1;
-
 /** A batch's place and size. */
 export interface BatchHead {
   readonly number: number;
@@ -37,8 +31,9 @@ export interface BatchHead {
 }
 
 /** A channel for batches over a connected Unix stream that stays the caller's. */
-export function batchChannel(runtime: Runtime, descriptor: number): DescriptorChannel {
-  return new DescriptorChannel(runtime, descriptor, messageSize);
+export function batchChannel(runtime: Runtime, descriptor: number): FdChannel {
+  // Nobody closes it: that is for whom it belongs to.
+  return new FdChannel(runtime, new OwnedDescriptor(runtime, descriptor), "stream");
 }
 
 /** How many batches that many descriptors make. */
@@ -69,7 +64,7 @@ export function encodeBatchHead({ number, count }: BatchHead): Bytes {
  *   it has been closed.
  */
 export async function receiveBatch(
-  channel: DescriptorChannel,
+  channel: FdChannel,
   announced: BatchHead,
   limitMs: number,
 ): Promise<OwnedDescriptor[]> {
@@ -84,40 +79,33 @@ export async function receiveBatch(
   }
 }
 
-async function receiveHead(
-  channel: DescriptorChannel,
-  descriptors: OwnedDescriptor[],
-  limitMs: number,
-): Promise<Uint8Array> {
+async function receiveHead(channel: FdChannel, descriptors: OwnedDescriptor[], limitMs: number): Promise<Uint8Array> {
   const head = allocate(batchHeadSize);
   const until = Date.now() + limitMs;
   for (let size = 0; size < batchHeadSize;) {
-    const received = receiveSome(channel, batchHeadSize - size);
-    if (received) {
-      descriptors.push(...received.descriptors);
-      head.set(received.bytes, size);
-      size += received.bytes.length;
-      if (received.bytes.length > 0) continue;
-      throw new PeerLostError("The incumbent has ended the connection for descriptors");
-    }
-    if (Date.now() >= until) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_TIMEOUT",
-        `A batch of descriptors was announced and did not arrive within ${limitMs} ms (limit batchMs)`,
-      );
-    }
-    await new Promise((resolve) => setTimeout(resolve, retryMs));
+    const message = await receiveSome(channel, batchHeadSize - size, until - Date.now(), limitMs);
+    if (message === null) throw new PeerLostError("The incumbent has ended the connection for descriptors");
+    descriptors.push(...message.fds);
+    head.set(message.bytes, size);
+    size += message.bytes.length;
   }
   return head;
 }
 
 /** A peer that died with a message of ours unread is a reset first, and an end of file then. */
-function receiveSome(channel: DescriptorChannel, size: number): Received | null {
+async function receiveSome(channel: FdChannel, maxBytes: number, leftMs: number, limitMs: number): Promise<FdMessage | null> {
   try {
-    return channel.receive(size);
+    return await channel.receive({ maxBytes, timeoutMs: Math.max(0, leftMs) });
   } catch (cause) {
-    if (!isSystemError(cause, "ECONNRESET")) throw cause;
-    throw new PeerLostError("The incumbent has reset the connection for descriptors", { cause });
+    if (isSystemError(cause, "ECONNRESET")) {
+      throw new PeerLostError("The incumbent has reset the connection for descriptors", { cause });
+    }
+    if (!(cause instanceof TakeoverError && cause.code === "ERR_TAKEOVER_TIMEOUT")) throw cause;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_TIMEOUT",
+      `A batch of descriptors was announced and did not arrive within ${limitMs} ms (limit batchMs)`,
+      { cause },
+    );
   }
 }
 

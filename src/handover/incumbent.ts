@@ -197,7 +197,7 @@ export class Incumbent {
       for (const [number, batch] of batches.entries()) {
         const count = batch.length;
         const descriptors = batch.map(({ descriptor }) => descriptor);
-        await channel.send(encodeBatchHead({ number, count }), descriptors, limits.batchMs);
+        await channel.send(encodeBatchHead({ number, count }), descriptors, { timeoutMs: limits.batchMs });
         conversation.send({ type: "batch", number, count } as { type: string });
         const answer = parseBatch(await conversation.receive(limits.batchMs, "batchMs"));
         if (answer.number !== number || answer.count !== count) {

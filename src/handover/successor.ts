@@ -10,7 +10,7 @@
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import type { Unopened } from "./binding.ts";
-import type { DescriptorChannel } from "../sockets/channel.ts";
+import type { FdChannel } from "../sockets/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
@@ -229,7 +229,7 @@ async function receiveSockets(
 async function receiveBatches(
   offer: Offer,
   conversation: Conversation,
-  channel: DescriptorChannel,
+  channel: FdChannel,
   { runtime, limits }: SuccessorOptions,
   sockets: Unopened[],
 ): Promise<void> {
@@ -250,9 +250,9 @@ async function receiveBatches(
   }
 }
 
-async function joinWith(channel: DescriptorChannel, token: string, limits: Limits): Promise<void> {
+async function joinWith(channel: FdChannel, token: string, limits: Limits): Promise<void> {
   try {
-    await channel.send(encodeFrame({ type: "join", token }), [], limits.batchMs);
+    await channel.send(encodeFrame({ type: "join", token }), [], { timeoutMs: limits.batchMs });
   } catch (cause) {
     if (!isSystemError(cause, "EPIPE", "ECONNRESET")) throw cause;
     throw new PeerLostError("The incumbent has ended the connection for descriptors", { cause });

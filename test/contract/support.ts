@@ -10,6 +10,7 @@ import runTest from "node:test";
 import tls from "node:tls";
 import { allocate, viewOf } from "../../src/c/bytes.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
+import { openReadiness } from "../../src/sockets/readiness.ts";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
@@ -18,6 +19,9 @@ import "../unit/patience.ts";
 
 export { openNull, socketPair } from "./pair.ts";
 export { runtime } from "./seam.ts";
+
+// What waiting needs stays open for the life of the process, and is no leak.
+await openReadiness(runtime);
 
 /** Far longer than anything here takes. */
 export const patienceMs = 30_000;
