@@ -9,9 +9,9 @@ import { type Abi, abiOf } from "../src/c/abi.ts";
 import { TakeoverError } from "../src/errors.ts";
 import { cString, readFile } from "../src/sockets/descriptors.ts";
 import { bindTable, type CType, declarations, type Libc, loadFirst, type RawFunction } from "../src/c/libc.ts";
-import type { Runtime } from "../src/runtime.ts";
+import type { NativeObject, Runtime } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
-import { listenOn, lookup, present, streamOf } from "./net.ts";
+import { inspect, listenOn, lookup, present, socketAddress, streamOf } from "./net.ts";
 
 /** The part of Deno's own interface that is used, so that this file checks anywhere. */
 interface DenoLike {
@@ -79,6 +79,7 @@ function open(): Runtime {
     unsetEnv: (name) => mayUse(name) ? deno.env.delete(name) : void libc.unsetenv(cString(name)),
     lookup,
     present,
+    inspect: (native) => inspectDeno(native) ?? inspect(native),
     listenExtras: (address) => ({ onListen: () => announce(address) }),
   };
 }
@@ -105,6 +106,59 @@ function denied(cause: Error): TakeoverError {
       "--allow-ffi cannot be narrowed to a path, because libc is opened by its name",
     { cause },
   );
+}
+
+/** The part of Deno's own connections and listeners that is used. */
+interface DenoNative {
+  readonly addr?: Deno.Addr;
+  readonly localAddr?: Deno.Addr;
+  readonly remoteAddr?: Deno.Addr;
+  ref?(): void;
+  unref?(): void;
+  close?(): void;
+}
+
+/** What Deno's own objects are; each has methods that no other has. */
+function inspectDeno(native: unknown): NativeObject | null {
+  if (typeof native !== "object" || native === null) return null;
+  const kind = "closeWrite" in native && "remoteAddr" in native
+    ? "connection"
+    : !("addr" in native)
+    ? null
+    : "receive" in native
+    ? "datagram"
+    : "shutdown" in native
+    ? "server"
+    : "accept" in native
+    ? "listener"
+    : null;
+  return kind && describeDeno(native as DenoNative, kind);
+}
+
+function describeDeno(native: DenoNative, kind: NativeObject["kind"]): NativeObject {
+  const isConnection = kind === "connection";
+  const internal = Object.getOwnPropertySymbols(native).find(({ description }) => description === "Deno.internal.fd");
+  return {
+    kind,
+    // Only accepted connections have it.
+    descriptor: (internal && (native as unknown as Record<symbol, number | undefined>)[internal]) ?? -1,
+    local: addressOf(isConnection ? native.localAddr : native.addr),
+    peer: isConnection ? addressOf(native.remoteAddr) : null,
+    isOpen: true,
+    isEncrypted: "handshake" in native,
+    isPulled: isConnection,
+    unsentCount: isConnection ? null : 0,
+    takeUnread: () => new Uint8Array(0),
+    unref: () => native.unref?.(),
+    close: () => native.close?.(),
+  };
+}
+
+/** An unnamed Unix socket has the path null. */
+function addressOf(address: Deno.Addr | undefined): SocketAddress | null {
+  if (!address) return null;
+  if ("path" in address) return { family: "unix", path: address.path ?? "" };
+  return "hostname" in address ? socketAddress(address.hostname, address.port) : null;
 }
 
 /** What Deno.serve prints by itself, with the address that is true. */

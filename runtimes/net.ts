@@ -8,15 +8,17 @@
  * @module
  */
 
+import { Buffer } from "node:buffer";
+import type dgram from "node:dgram";
 import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
 import process from "node:process";
-import type { ControlListener, ControlStream, StreamHandlers } from "../src/runtime.ts";
-import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
+import type { ControlListener, ControlStream, NativeObject, StreamHandlers } from "../src/runtime.ts";
+import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../src/c/sockaddr.ts";
 
 /** What `node:net` objects have inside, the same on all three runtimes. */
 interface WithHandle {
-  readonly _handle?: { readonly fd?: number } | null;
+  readonly _handle?: { readonly fd?: number; readonly writeQueueSize?: number } | null;
 }
 
 /** The descriptor of a `node:net` object, or -1 once it is closed. */
@@ -69,6 +71,106 @@ export async function listenOn(
   };
 }
 
+/** What an object of `node:net`, `node:http` or `node:dgram` says of itself; null for anything else. */
+export function inspect(native: unknown): NativeObject | null {
+  if (native instanceof net.Socket) return inspectSocket(native);
+  if (typeof native !== "object" || native === null || !("address" in native)) return null;
+  if ("addMembership" in native && "bind" in native) return inspectDatagram(native as dgram.Socket);
+  // Not instanceof: on Bun an http.Server is no net.Server.
+  return "listen" in native ? inspectServer(native as net.Server) : null;
+}
+
+function inspectSocket(socket: net.Socket): NativeObject {
+  const handle = (socket as WithHandle)._handle;
+  return {
+    kind: "connection",
+    descriptor: handleDescriptor(socket),
+    local: socketAddress(socket.localAddress, socket.localPort),
+    peer: socketAddress(socket.remoteAddress, socket.remotePort),
+    isOpen: !socket.connecting,
+    isEncrypted: "encrypted" in socket,
+    isPulled: false,
+    unsentCount: socket.writableLength + (handle?.writeQueueSize ?? 0) + (socket.connecting ? 1 : 0),
+    takeUnread: () => takeBuffered(socket),
+    unref: () => void socket.unref(),
+    close: () => void socket.destroy(),
+  };
+}
+
+/**
+ * What the stream has read ahead. An HTTP parser reads the handle itself, and
+ * a decoder has made text of the bytes: then it is not known.
+ */
+function takeBuffered(socket: net.Socket): Uint8Array | null {
+  // Neither is anybody told of these bytes, nor does taking them start to read.
+  socket.removeAllListeners("data");
+  socket._read = () => {};
+  socket.pause();
+  const chunks: Uint8Array[] = [];
+  for (let chunk = socket.read(); chunk !== null; chunk = socket.read()) chunks.push(chunk);
+  const isParsed = Boolean((socket as { parser?: unknown }).parser);
+  return isParsed || socket.readableEncoding !== null ? null : new Uint8Array(Buffer.concat(chunks));
+}
+
+function inspectServer(server: net.Server): NativeObject {
+  const isPlain = Object.getPrototypeOf(server) === net.Server.prototype;
+  return {
+    kind: isPlain ? "listener" : "server",
+    descriptor: handleDescriptor(server),
+    local: boundAddress(server),
+    peer: null,
+    isOpen: server.listening,
+    isEncrypted: false,
+    isPulled: false,
+    unsentCount: 0,
+    takeUnread: () => new Uint8Array(0),
+    unref: () => void server.unref(),
+    close: () => void server.close(),
+  };
+}
+
+function inspectDatagram(socket: dgram.Socket): NativeObject {
+  const local = boundAddress(socket);
+  return {
+    kind: "datagram",
+    descriptor: datagramHandle(socket)?.fd ?? -1,
+    local,
+    peer: null,
+    isOpen: local !== null,
+    isEncrypted: false,
+    isPulled: false,
+    unsentCount: socket.getSendQueueCount?.() ?? 0,
+    takeUnread: () => new Uint8Array(0),
+    unref: () => void socket.unref(),
+    close: () => void socket.close(),
+  };
+}
+
+/** `_handle` of a datagram socket warns that it is deprecated. */
+function datagramHandle(socket: dgram.Socket): { readonly fd?: number } | null {
+  const state = Object.getOwnPropertySymbols(socket).find(({ description = "" }) => /state/i.test(description));
+  return state ? (socket as unknown as Record<symbol, { handle?: { fd?: number } }>)[state]!.handle ?? null : null;
+}
+
+/** Throws, or gives null, when it is not bound. */
+function boundAddress(bound: { address(): unknown }): SocketAddress | null {
+  try {
+    const address = bound.address() as net.AddressInfo | string | null;
+    if (typeof address === "string") return { family: "unix", path: address };
+    return address && socketAddress(address.address, address.port);
+  } catch {
+    return null;
+  }
+}
+
+/** An address in the words of the runtimes; null when it is none. */
+export function socketAddress(hostname: string | undefined, port: number | undefined): SocketAddress | null {
+  if (!hostname || port === undefined) return null;
+  const [numeric = ""] = hostname.split("%");
+  const inet6 = parseInet6(numeric);
+  return inet6 ? { family: "inet6", hostname: formatInet6(inet6), port } : { family: "inet", hostname, port };
+}
+
 /** `process.env`, which on Deno asks for a permission. */
 export function env(name: string): string | undefined {
   return process.env[name];
@@ -90,15 +192,29 @@ export async function lookup(hostname: string): Promise<string[]> {
  * is the placeholder's. Objects that cannot be changed keep saying that;
  * `takeover.addr` is always right.
  */
-export function present(native: unknown, address: SocketAddress): void {
+export function present(native: unknown, address: SocketAddress, peer: SocketAddress | null = null): void {
   if (typeof native !== "object" || native === null) return;
+  if (peer) return presentConnection(native, address, peer);
   // Not instanceof: on Bun an http.Server is no net.Server.
   if ("address" in native && typeof native.address === "function") override(native, "address", () => nodeAddress(address));
-  else if ("addr" in native) override(native, "addr", denoAddress(address));
+  else if ("addr" in native) override(native, "addr", denoAddress(address, "receive" in native));
   else if (address.family !== "unix" && "hostname" in native && "port" in native) {
     override(native, "hostname", address.hostname);
     override(native, "port", address.port);
+    if ("address" in native) override(native, "address", nodeAddress(address));
     if ("url" in native) override(native, "url", urlOf((native as { url: unknown }).url, address));
+  }
+}
+
+function presentConnection(native: object, local: SocketAddress, peer: SocketAddress): void {
+  if ("localAddr" in native) {
+    override(native, "localAddr", denoAddress(local));
+    override(native, "remoteAddr", denoAddress(peer));
+  } else if ("localAddress" in native && local.family !== "unix" && peer.family !== "unix") {
+    override(native, "localAddress", local.hostname);
+    override(native, "localPort", local.port);
+    override(native, "remoteAddress", peer.hostname);
+    override(native, "remotePort", peer.port);
   }
 }
 
@@ -116,9 +232,9 @@ function nodeAddress(address: SocketAddress): net.AddressInfo | string {
   return { address: address.hostname, family, port: address.port };
 }
 
-function denoAddress(address: SocketAddress): Record<string, unknown> {
-  if (address.family === "unix") return { transport: "unix", path: address.path };
-  return { transport: "tcp", hostname: address.hostname, port: address.port };
+function denoAddress(address: SocketAddress, isDatagram = false): Record<string, unknown> {
+  if (address.family === "unix") return { transport: isDatagram ? "unixpacket" : "unix", path: address.path || null };
+  return { transport: isDatagram ? "udp" : "tcp", hostname: address.hostname, port: address.port };
 }
 
 function urlOf(placeholder: unknown, address: SocketAddress): unknown {

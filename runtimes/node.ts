@@ -22,7 +22,7 @@ import {
   type RawFunction,
 } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { env, listenOn, lookup, present, streamOf, unsetEnv } from "./net.ts";
+import { env, inspect, listenOn, lookup, present, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
 interface Koffi {
@@ -102,6 +102,7 @@ function open({ ffi }: NodeOptions): Runtime {
     unsetEnv,
     lookup,
     present,
+    inspect,
     listenExtras: () => ({}),
   };
 }

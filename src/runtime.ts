@@ -42,6 +42,32 @@ export interface ControlListener {
   close(): void;
 }
 
+/** A native object, as far as its runtime tells of it. */
+export interface NativeObject {
+  /** A server answers requests by itself, and closing it ends its connections. */
+  readonly kind: "listener" | "server" | "connection" | "datagram";
+  /** Its descriptor; -1 where the runtime keeps it to itself, or has closed it. */
+  readonly descriptor: number;
+  /** Where it says that it is, or null. */
+  readonly local: SocketAddress | null;
+  /** Where it says that it is connected to, or null. */
+  readonly peer: SocketAddress | null;
+  /** Whether it is bound, or connected, and not on its way there. */
+  readonly isOpen: boolean;
+  /** Whether its bytes are not what the socket carries (TLS). */
+  readonly isEncrypted: boolean;
+  /** Whether the program reads for itself, so that a read may be waiting when the object is closed. */
+  readonly isPulled: boolean;
+  /** What the program has written and the kernel has not got; null where that cannot be asked for. */
+  readonly unsentCount: number | null;
+  /** Takes what was read and not given to the program; null when that cannot be known. */
+  takeUnread(): Uint8Array | null;
+  /** Lets the process end without this object being closed. */
+  unref(): void;
+  /** Closes it, as far as it is not closed. */
+  close(): void;
+}
+
 /** One of the three runtimes, as the core sees it. */
 export interface Runtime {
   /** Which one. */
@@ -66,8 +92,10 @@ export interface Runtime {
   unsetEnv(name: string): void;
   /** The numeric addresses of a host name. */
   lookup(hostname: string): Promise<readonly string[]>;
-  /** Makes a native server report the address that it really has, where it can be told. */
-  present(native: unknown, address: SocketAddress): void;
+  /** Makes a native object report the addresses that it really has, where it can be told. */
+  present(native: unknown, address: SocketAddress, peer?: SocketAddress | null): void;
+  /** What a native object of this runtime says of itself; null for anything else. */
+  inspect(native: unknown): NativeObject | null;
   /** What this runtime's own servers understand beside an address. */
   readonly listenExtras: (address: SocketAddress) => Record<string, unknown>;
 }

@@ -55,7 +55,10 @@ export interface Ancillary {
   readonly credentials: Credentials | null;
   /** `SCM_PIDFD`, the sender as a descriptor to own; null when there is none, or the kernel had none to give. */
   readonly pidfd: number | null;
-  /** `SCM_SECURITY`, the label of the sender's security module; null when there is none. */
+  /**
+   * `SCM_SECURITY`, the label that a security module has for the sender; null
+   * when there is none. After `MSG_CTRUNC` it may be cut short.
+   */
   readonly securityContext: string | null;
 }
 

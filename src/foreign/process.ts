@@ -116,12 +116,17 @@ export class ForeignProcess implements Disposable {
     const folder = `/proc/${this.pid}/fd`;
     try {
       const numbers = numbersIn(this.#runtime, folder);
-      return new Map(numbers.map((number) => [number, linkAt(this.#runtime, `${folder}/${number}`)]));
+      return new Map(numbers.map((number) => [number, this.link(number)]));
     } catch (error) {
       if (isSystemError(error, "EACCES", "EPERM")) throw this.#denied(error);
       if (isSystemError(error, "ENOENT", "ESRCH")) throw this.gone();
       throw error;
     }
+  }
+
+  /** What one of its descriptors is; an empty text when it was closed. */
+  link(descriptor: number): string {
+    return linkAt(this.#runtime, `/proc/${this.pid}/fd/${descriptor}`);
   }
 
   /** What /proc/PID/fdinfo says of a descriptor; an empty text when it was closed. */

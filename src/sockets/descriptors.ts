@@ -39,7 +39,7 @@ export class OwnedDescriptor implements Disposable {
     const { abi, libc } = run[0]!.#runtime;
     const first = run[0]!.number;
     const isClosed = run.length > 1 && abi.platform === "linux" &&
-      libc.syscall(SYS_close_range, first, first + run.length - 1, 0) === 0;
+      libc.syscall(SYS_close_range, first, first + run.length - 1, 0, 0) === 0;
     for (const descriptor of run) {
       if (isClosed) descriptor.take();
       else descriptor[Symbol.dispose]();
@@ -100,21 +100,38 @@ export function cString(text: string): Uint8Array<ArrayBuffer> {
  * asking a closed one for its socket name is harmless.
  */
 export function openDescriptors(runtime: Runtime): number[] {
+  if (runtime.abi.platform !== "linux") return Array.from({ length: softLimit(runtime) }, (_, number) => number);
+  return numbersIn(runtime, "/proc/self/fd");
+}
+
+/**
+ * The entries of a folder of /proc that are numbers, ascending; the descriptor
+ * that reads them left out.
+ *
+ * @throws {SystemError} For instance `ENOENT` when the process has gone, or
+ *   `EACCES` when it is another user's.
+ */
+export function numbersIn(runtime: Runtime, path: string): number[] {
   const { abi, libc } = runtime;
-  if (abi.platform !== "linux") return Array.from({ length: softLimit(runtime) }, (_, number) => number);
   const { O_RDONLY, O_DIRECTORY, O_CLOEXEC } = abi.constants;
-  const folder = checked(abi, "open", libc.open(cString("/proc/self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0));
+  const folder = checked(abi, "open", libc.open(cString(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0), path);
   try {
-    return readNumbers(runtime, folder).filter((number) => number !== folder).sort((a, b) => a - b);
+    const found = readNumbers(runtime, folder).sort((a, b) => a - b);
+    return path === "/proc/self/fd" ? found.filter((number) => number !== folder) : found;
   } finally {
     libc.close(folder);
   }
 }
 
 /** What /proc says a descriptor is, for instance `socket:[4711]` or `anon_inode:[eventpoll]`. */
-export function linkOf({ libc }: Runtime, descriptor: number): string {
-  const target = allocate(256);
-  const size = libc.readlink(cString(`/proc/self/fd/${descriptor}`), target, target.length);
+export function linkOf(runtime: Runtime, descriptor: number): string {
+  return linkAt(runtime, `/proc/self/fd/${descriptor}`);
+}
+
+/** Where a link of /proc points, cut at that many bytes; an empty text when it cannot be read. */
+export function linkAt({ libc }: Runtime, path: string, limitSize = 256): string {
+  const target = allocate(limitSize);
+  const size = libc.readlink(cString(path), target, target.length);
   return size < 0 ? "" : new TextDecoder().decode(target.subarray(0, size));
 }
 

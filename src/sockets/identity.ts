@@ -5,18 +5,20 @@
  * SO_PEERCRED      pid, user, group     frozen at connect
  * SO_PEERGROUPS    further groups       frozen at connect
  * SO_PEERSEC       security label       frozen at connect
- * SO_PEERPIDFD     the process          the same process for ever; Linux 6.5
+ * SO_PEERPIDFD     the process          frozen at connect; Linux 6.5
  * getpeereid(3)    user                 frozen at connect; macOS
  * ```
  *
  * The kernel took these down when the connection was made: of a client when it
  * called connect(2), of a server when it called listen(2), of both ends of a
  * socketpair(2) when that was called. A process that was given the socket
- * later, or changed its user since, does not show. So the user can be relied
- * on. The pid cannot: its process can have ended, and the number can be
- * another's by now. It is for log lines, and is never signalled; the pidfd is
- * what can be signalled and waited for. The switches below ask for the same of
- * the sender of every single message.
+ * later, or changed its user since, does not show; the heir of a listener does,
+ * for later connections, once it has called listen(2) itself.
+ *
+ * So the user can be relied on. The pid cannot: its process can have ended, and
+ * the number can be another's by now. It is for log lines, and is never
+ * signalled; the pidfd is what can be signalled and waited for. The switches
+ * below ask for the same of the sender of every single message.
  *
  * @module
  */
@@ -264,7 +266,7 @@ function checkedOption(runtime: Runtime, value: Bytes | number): Bytes {
 
 function expectKnown({ abi }: Runtime, result: number): void {
   if (result !== -errnoOf(abi.platform, "ENOPROTOOPT")) return;
-  throw unsupported("this kernel", "a later Linux: SO_PEERPIDFD and SO_PASSPIDFD came with 6.5, SO_PEERGROUPS with 4.13");
+  throw unsupported("this kernel", "Linux 4.13 for SO_PEERGROUPS, 6.5 for SO_PEERPIDFD and SO_PASSPIDFD");
 }
 
 function expectLinux({ abi }: Runtime): void {

@@ -42,7 +42,7 @@ const failing: Readonly<Partial<Record<FunctionName, readonly [() => number, str
   flock: [() => libc.flock(-1, constants.LOCK_EX), "EBADF"],
   getrlimit: [() => libc.getrlimit(-1, allocate(16)), "EINVAL"],
   kill: [() => libc.kill(libc.getpid(), 4_711), "EINVAL"],
-  syscall: [() => libc.syscall(436, 9, 8, 0), "EINVAL"],
+  syscall: [() => libc.syscall(436, 9, 8, 0, 0), "EINVAL"],
   getpeereid: [() => libc.getpeereid(-1, allocate(4), allocate(4)), abi.platform === "linux" ? "ENOSYS" : "EBADF"],
   getdents64: [() => libc.getdents64(-1, allocate(1_024), 1_024), "EBADF"],
   statx: [() => libc.statx(-100, missing, 0, 0x7ff, allocate(256)), "ENOENT"],

@@ -11,7 +11,17 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import test from "node:test";
 import { abiOf, type Field, type Layout } from "../../src/c/abi.ts";
-import { cmsgAlign, cmsgLen, cmsgSpace } from "../../src/c/cmsg.ts";
+import {
+  cmsgAlign,
+  cmsgFirst,
+  cmsgLen,
+  cmsgNext,
+  cmsgSpace,
+  credentialsMessage,
+  decodeAncillary,
+  encodeControl,
+  rightsMessage,
+} from "../../src/c/cmsg.ts";
 import { errnoName, errnoOf } from "../../src/c/errno.ts";
 import { run, TemporaryFolder } from "./children.ts";
 import { takeoverError } from "./support.ts";
@@ -31,21 +41,32 @@ const headers = [
   ...["netinet/in", ...(platform === "linux" ? ["sys/epoll", "linux/stat", "dirent"] : [])],
 ];
 
+/** What the headers of older systems lack, as Linux's own say it (include/linux/socket.h, asm-generic/socket.h). */
+const newer: Values = { SCM_SECURITY: 3, SCM_PIDFD: 4, SO_PASSPIDFD: 76, SO_PEERPIDFD: 77 };
+
 /** Compiles and runs a program that prints the value of every expression. */
 async function valuesOf(expressions: Expressions): Promise<Values> {
-  using folder = new TemporaryFolder();
   const prints = Object.entries(expressions).map(([name, c]) => `printf("${name} %lld\\n", (long long)(${c}));`);
+  const lines = (await outputOf(prints.join("\n"))).split("\n");
+  return Object.fromEntries(lines.map((line) => line.split(" ")).map(([k, v]) => [k, Number(v)]));
+}
+
+/** Compiles and runs a program, and gives what it prints. */
+async function outputOf(body: string): Promise<string> {
+  using folder = new TemporaryFolder();
   const program = [
     "#define _GNU_SOURCE",
     ...headers.map((header) => `#include <${header}.h>`),
+    ...Object.entries(newer).map(([name, value]) => `#ifndef ${name}\n#define ${name} ${value}\n#endif`),
     "#define FIELD_SIZE(type, field) sizeof(((type *)0)->field)",
-    `int main(void) { ${prints.join("\n")} return 0; }`,
+    `int main(void) { ${body} return 0; }`,
   ];
   writeFileSync(folder.file("abi.c"), program.join("\n"));
   const compiled = await run(["gcc", "-o", folder.file("abi"), folder.file("abi.c")]);
   assert.equal(compiled.status, 0, compiled.stderr);
-  const { stdout } = await run([folder.file("abi")]);
-  return Object.fromEntries(stdout.trim().split("\n").map((line) => line.split(" ")).map(([k, v]) => [k, Number(v)]));
+  const { status, stdout } = await run([folder.file("abi")]);
+  assert.equal(status, 0);
+  return stdout.trim();
 }
 
 /** A struct's size, and the place of each of its fields. */
@@ -116,10 +137,11 @@ test("abiOf has the addresses as C lays them out", withGcc, async () => {
 const onLinux = { skip: withGcc.skip || (platform === "linux" ? false : "only Linux has these") };
 
 test("abiOf has Linux's own structs as C lays them out", onLinux, async () => {
-  const { epollEvent, statx } = abiOf(platform, process.arch);
+  const { epollEvent, statx, ucred } = abiOf(platform, process.arch);
   await agreeOn(
     ["struct epoll_event", epollEvent, { events: "events", data: "data" }],
     ["struct statx", statx, { uid: "stx_uid", mode: "stx_mode", inode: "stx_ino" }],
+    ["struct ucred", ucred, { pid: "pid", uid: "uid", gid: "gid" }],
   );
 });
 
@@ -148,6 +170,60 @@ test("cmsgAlign, cmsgLen and cmsgSpace give what C's macros give", withGcc, asyn
     Object.assign(expected, { [`len${length}`]: cmsgLen(abi, length), [`space${length}`]: cmsgSpace(abi, length) });
   }
   assert.deepEqual(await valuesOf(expressions), expected);
+});
+
+/** Declarations for C's own walk over a control buffer. */
+const cWalk = `
+  struct msghdr message = { .msg_control = control, .msg_controllen = sizeof control };
+  struct cmsghdr *at;
+  struct ucred sender = { 4711, 1000, 4294967294 };
+  int descriptors[3] = { 3, 260, 2147483647 };
+`;
+
+const sent = { descriptors: [3, 260, 2_147_483_647], credentials: { pid: 4_711, uid: 1_000, gid: 4_294_967_294 } };
+
+test("decodeAncillary reads the control buffer that C's macros have filled", onLinux, async () => {
+  const abi = abiOf(platform, process.arch);
+  const put = (type: string, data: string) =>
+    `at->cmsg_level = SOL_SOCKET; at->cmsg_type = ${type}; at->cmsg_len = CMSG_LEN(sizeof ${data});
+    __builtin_memcpy(CMSG_DATA(at), &${data}, sizeof ${data});`;
+  const printed = await outputOf(`
+    _Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(12)] = { 0 };
+    ${cWalk}
+    at = CMSG_FIRSTHDR(&message);
+    ${put("SCM_CREDENTIALS", "sender")}
+    printf("%d ", (int)((unsigned char *)at - control));
+    at = CMSG_NXTHDR(&message, at);
+    ${put("SCM_RIGHTS", "descriptors")}
+    printf("%d %d\\n", (int)((unsigned char *)at - control), (int)(at->cmsg_len));
+    for (unsigned i = 0; i < sizeof control; i++) printf("%d ", control[i]);`);
+  const [offsets, bytes] = printed.split("\n").map((line) => line.trim().split(" ").map(Number));
+  const control = Uint8Array.from(bytes!);
+  assert.deepEqual(decodeAncillary(abi, control), { ...sent, pidfd: null, securityContext: null });
+  const first = cmsgFirst(abi, control);
+  const second = cmsgNext(abi, control, first);
+  assert.deepEqual([first, second, cmsgLen(abi, 12)], offsets);
+  assert.equal(cmsgNext(abi, control, second), -1);
+});
+
+test("C's macros read the control buffer that encodeControl has filled", onLinux, async () => {
+  const abi = abiOf(platform, process.arch);
+  const control = encodeControl(abi, [
+    rightsMessage(abi, sent.descriptors),
+    credentialsMessage(abi, sent.credentials),
+    rightsMessage(abi, []),
+  ]);
+  const printed = await outputOf(`
+    _Alignas(struct cmsghdr) unsigned char control[] = { ${control.join()} };
+    ${cWalk}
+    for (at = CMSG_FIRSTHDR(&message); at; at = CMSG_NXTHDR(&message, at)) {
+      int size = (int)(at->cmsg_len - CMSG_LEN(0));
+      printf("%d %d %d", at->cmsg_level == SOL_SOCKET, at->cmsg_type, size);
+      if (at->cmsg_type == SCM_RIGHTS) printf(" %d", __builtin_memcmp(CMSG_DATA(at), descriptors, size));
+      if (at->cmsg_type == SCM_CREDENTIALS) printf(" %d", __builtin_memcmp(CMSG_DATA(at), &sender, size));
+      printf("\\n");
+    }`);
+  assert.deepEqual(printed.split("\n"), ["1 1 12 0", "1 2 12 0", "1 1 0 0"]);
 });
 
 test("errnoOf numbers every errno that errnoName names as C does", withGcc, async () => {

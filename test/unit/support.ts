@@ -41,6 +41,7 @@ export function fakeRuntime(parts: Partial<Runtime> = {}): Runtime {
     unsetEnv: unexpected,
     lookup: unexpected,
     present: unexpected,
+    inspect: unexpected,
     listenExtras: () => ({}),
     ...parts,
   };
