@@ -272,7 +272,7 @@ export function decodeControl(abi: Abi, control: Uint8Array): ControlMessage[] {
     messages.push({
       level: readField(view, abi.cmsghdr.level, at),
       type: readField(view, abi.cmsghdr.type, at),
-      data: control.subarray(at + cmsgLen(abi, 0), Math.min(at + length, control.length)),
+      data: control.subarray(at + cmsgLen(abi, 0), at + length),
     });
   }
   return messages;
@@ -360,7 +360,9 @@ function headerAt(abi: Abi, control: Uint8Array, offset: number): number {
 
 function wholeInts(data: Uint8Array): number[] {
   const view = viewOf(data);
-  return Array.from({ length: Math.floor(data.length / 4) }, (_, index) => view.getInt32(index * 4, true));
+  const ints: number[] = [];
+  for (let at = 0; at + 4 <= data.length; at += 4) ints.push(view.getInt32(at, true));
+  return ints;
 }
 
 function isInteger(value: number, most: number): boolean {

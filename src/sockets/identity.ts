@@ -53,8 +53,8 @@ const largestOptionSize = 65_536 * 4;
  *
  * @param runtime The runtime's libc.
  * @param descriptor A connected Unix socket; it stays the caller's.
- * @returns The ids, as this process's namespaces number them. The pid is 0 when
- *   the other end is outside of them, the ids are 65534 then, unless the system says otherwise.
+ * @returns As this process's namespaces number them: a pid from outside is 0,
+ *   an id without a number here is 65534 (/proc/sys/kernel/overflowuid).
  * @throws {SystemError} `ENOTCONN` when it has no other end, as a TCP socket
  *   never does, `ENOTSOCK` when it is no socket, `EBADF` when it is closed.
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` on macOS.
@@ -129,9 +129,10 @@ export function checkPeerUser(
  *
  * @example
  * ```ts
+ * const SYS_pidfd_getfd = 438;
  * const pidfd = peerPidfd(runtime, connection.number);
  * try {
- *   runtime.libc.syscall(SYS_pidfd_getfd, pidfd.number, 7, 0);
+ *   const copyOfItsInput = runtime.libc.syscall(SYS_pidfd_getfd, pidfd.number, 0, 0);
  * } finally {
  *   pidfd[Symbol.dispose]();
  * }
