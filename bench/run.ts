@@ -9,7 +9,9 @@
 import { availableParallelism, loadavg } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import * as adopt from "./adopt.ts";
 import * as descriptors from "./descriptors.ts";
+import * as forward from "./forward.ts";
 import * as fresh from "./fresh.ts";
 import * as handover from "./handover.ts";
 import * as requests from "./requests.ts";
@@ -18,10 +20,12 @@ import { type Bench, formatTable, type Table } from "./support.ts";
 
 const benches: Readonly<Record<string, Bench>> = {
   descriptors: descriptors.run,
+  adopt: adopt.run,
   requests: requests.run,
   handover: handover.run,
   start: start.run,
   fresh: fresh.run,
+  forward: forward.run,
 };
 
 const { values: { quick, json }, positionals } = parseArgs({

@@ -11,6 +11,9 @@ import { abiOf } from "../src/c/abi.ts";
 import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { NativeObject, Runtime } from "../src/runtime.ts";
 import type { SocketAddress } from "../src/c/sockaddr.ts";
+import { adoptDatagram, adoptListener, adoptNumber, type DatagramOpening } from "../src/sockets/adopt.ts";
+import type { TcpOpening } from "../src/sockets/address.ts";
+import type { Descriptor } from "../src/sockets/fd_channel.ts";
 import { env, inspect, listenOn, lookup, present, socketAddress, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of `bun:ffi` that is used, so that this file checks anywhere. */
@@ -62,7 +65,99 @@ const types: Record<CType, string> = {
  * ```
  */
 export function openRuntime(): Promise<Runtime> {
-  return Promise.resolve().then(open);
+  return Promise.resolve().then(open).then((opened) => last = opened);
+}
+
+let last: Runtime | null = null;
+
+/** The runtime that was opened last, or a new one. */
+function current(): Runtime {
+  return last ??= open();
+}
+
+/** What `Bun.connect` and `Bun.listen` are given; of these they look at the descriptor alone. */
+export interface DescriptorOpening {
+  /** The descriptor. */
+  readonly fd: number;
+  /** What their types want beside it: where the socket is bound. */
+  readonly hostname: string;
+  /** The same. */
+  readonly port: number;
+}
+
+/**
+ * Makes a listener of a listening socket, with `Bun.listen({ fd })`. Bun's
+ * types are not known outside Bun, so the callback says what it opens, and
+ * exactly that comes back.
+ *
+ * @param descriptor A listening TCP or Unix socket, taken on success; a number
+ *   or an owned descriptor.
+ * @param open Passes on what it is given.
+ * @throws {TakeoverError} As `adoptListener` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const listener = await listenerFrom(descriptor, (at) => Bun.listen({ ...at, socket: { data(socket, bytes) {} } }));
+ * ```
+ */
+export async function listenerFrom<T>(descriptor: Descriptor, open: (at: DescriptorOpening) => T): Promise<Awaited<T>> {
+  return await adoptNumber(current(), descriptor, "listener", (fd, { local }) => open(openingOf(fd, local)));
+}
+
+/**
+ * Makes a server of a listening socket. `Bun.serve` ignores descriptors, so the
+ * socket is put under a server that it opened.
+ *
+ * @param descriptor A listening TCP or Unix socket, taken on success; a number
+ *   or an owned descriptor.
+ * @param open Passes on what it is given; the server comes back with its exact type.
+ * @throws {TakeoverError} As `adoptListener` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const server = await serverFrom(descriptor, (at) => Bun.serve({ ...at, fetch: () => new Response("hello") }));
+ * ```
+ */
+export async function serverFrom<T>(descriptor: Descriptor, open: (at: TcpOpening) => T): Promise<Awaited<T>> {
+  return await adoptListener(current(), descriptor, open);
+}
+
+/**
+ * Makes a socket of a connection, with `Bun.connect({ fd })`.
+ *
+ * @param descriptor A connected TCP or Unix stream, taken on success; a number
+ *   or an owned descriptor.
+ * @param open Passes on what it is given; the socket comes back with its exact type.
+ * @throws {TakeoverError} As `adoptConnection` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await connectionFrom(descriptor, (at) => Bun.connect({ ...at, socket: { data(socket, bytes) {} } }));
+ * ```
+ */
+export async function connectionFrom<T>(descriptor: Descriptor, open: (at: DescriptorOpening) => T): Promise<Awaited<T>> {
+  return await adoptNumber(current(), descriptor, "connection", (fd, { local }) => open(openingOf(fd, local)));
+}
+
+/**
+ * Makes a socket of a UDP socket. `Bun.udpSocket` ignores descriptors, so it is
+ * put under a socket that it opened.
+ *
+ * @param descriptor A UDP socket, taken on success; a number or an owned descriptor.
+ * @param open Passes on what it is given; the socket comes back with its exact type.
+ * @throws {TakeoverError} As `adoptDatagram` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await datagramFrom(descriptor, (at) => Bun.udpSocket({ ...at, socket: { data(socket, bytes) {} } }));
+ * ```
+ */
+export async function datagramFrom<T>(descriptor: Descriptor, open: (at: DatagramOpening) => T): Promise<Awaited<T>> {
+  return await adoptDatagram(current(), descriptor, open);
+}
+
+function openingOf(fd: number, local: SocketAddress): DescriptorOpening {
+  return local.family === "unix" ? { fd, hostname: "", port: 0 } : { fd, hostname: local.hostname, port: local.port };
 }
 
 function open(): Runtime {
@@ -133,5 +228,9 @@ function boundAddress({ address, hostname, port, url }: BunNative): SocketAddres
   return socketAddress(address?.address ?? hostname, address?.port ?? port);
 }
 
-export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export type { DatagramOpening } from "../src/sockets/adopt.ts";
+export type { TcpOpening } from "../src/sockets/address.ts";
+export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
+export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

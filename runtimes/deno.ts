@@ -11,7 +11,9 @@ import { cString, readFile } from "../src/sockets/descriptors.ts";
 import { bindTable, type CType, declarations, type Libc, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { NativeObject, Runtime } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
-import { inspect, listenOn, lookup, present, socketAddress, streamOf } from "./net.ts";
+import { adoptConnection, adoptDatagram, adoptListener, type DatagramOpening } from "../src/sockets/adopt.ts";
+import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import { inspect, listenOn, lookup, present, socketAddress, socketFrom as netSocketFrom, streamOf } from "./net.ts";
 
 /** The part of Deno's own interface that is used, so that this file checks anywhere. */
 interface DenoLike {
@@ -50,7 +52,107 @@ const types: Record<CType, string> = {
  * ```
  */
 export function openRuntime(): Promise<Runtime> {
-  return Promise.resolve().then(open);
+  return Promise.resolve().then(open).then((opened) => last = opened);
+}
+
+let last: Runtime | null = null;
+
+/** The runtime that was opened last, or a new one. */
+function current(): Runtime {
+  return last ??= open();
+}
+
+/**
+ * Makes a `Deno.Listener` of a listening socket. Deno has no such function of
+ * its own, so the socket is put under a listener that it opened.
+ *
+ * @param descriptor A listening TCP or Unix socket, taken on success; a number
+ *   or an owned descriptor.
+ * @throws {TakeoverError} As `adoptListener` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * for await (const connection of await listenerFrom(descriptor)) serve(connection);
+ * ```
+ */
+export async function listenerFrom(descriptor: Descriptor): Promise<Deno.Listener> {
+  return await adoptListener(current(), descriptor, (at: Deno.TcpListenOptions) => Deno.listen(at));
+}
+
+/**
+ * Makes a server of a listening socket, as `Deno.serve` does of an address.
+ *
+ * @param descriptor A listening TCP or Unix socket, taken on success; a number
+ *   or an owned descriptor.
+ * @param handler What `Deno.serve` takes.
+ * @param options What `Deno.serve` takes, without the address.
+ * @throws {TakeoverError} As `adoptListener` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const server = await serverFrom(descriptor, () => new Response("hello"));
+ * ```
+ */
+export async function serverFrom(
+  descriptor: Descriptor,
+  handler: Deno.ServeHandler,
+  options: Deno.ServeOptions = {},
+): Promise<Deno.HttpServer> {
+  return await adoptListener(current(), descriptor, (at: Deno.ServeTcpOptions) => Deno.serve({ ...at, ...options }, handler));
+}
+
+/**
+ * Makes a `Deno.Conn` of a connection. Deno has no such function of its own,
+ * so the socket is put under a connection that it opened over loopback.
+ *
+ * @param descriptor A connected TCP or Unix stream, taken on success; a number
+ *   or an owned descriptor.
+ * @throws {TakeoverError} As `adoptConnection` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const connection = await connectionFrom(descriptor);
+ * await connection.readable.pipeTo(connection.writable);
+ * ```
+ */
+export async function connectionFrom(descriptor: Descriptor): Promise<Deno.TcpConn | Deno.UnixConn> {
+  return await adoptConnection(current(), descriptor, (at: Deno.ConnectOptions) => Deno.connect(at));
+}
+
+/**
+ * Makes a `net.Socket` of a connection, with `new net.Socket({ fd })` (Node, net).
+ *
+ * @param descriptor A connected TCP or Unix stream, taken on success; a number
+ *   or an owned descriptor.
+ * @param options What the socket's constructor takes; readable and writable unless they say otherwise.
+ * @throws {TakeoverError} As `adoptConnection` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await socketFrom(descriptor);
+ * ```
+ */
+export async function socketFrom(descriptor: Descriptor, options: net.SocketConstructorOpts = {}): Promise<net.Socket> {
+  return await netSocketFrom(current(), descriptor, options);
+}
+
+/**
+ * Makes a `Deno.DatagramConn` of a UDP socket. Its type is unstable, and known
+ * to programs that run with --unstable-net only; so the callback says what it
+ * opens, and exactly that comes back.
+ *
+ * @param descriptor A UDP socket, taken on success; a number or an owned descriptor.
+ * @param open Passes on what it is given.
+ * @throws {TakeoverError} As `adoptDatagram` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await datagramFrom(descriptor, (at) => Deno.listenDatagram({ ...at, transport: "udp" }));
+ * for await (const [bytes, from] of socket) await socket.send(bytes, from);
+ * ```
+ */
+export async function datagramFrom<T>(descriptor: Descriptor, open: (at: DatagramOpening) => T): Promise<Awaited<T>> {
+  return await adoptDatagram(current(), descriptor, open);
 }
 
 function open(): Runtime {
@@ -166,5 +268,8 @@ function announce(address: SocketAddress): void {
   console.log(`Listening on ${formatAddress(address)}`);
 }
 
-export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export type { DatagramOpening } from "../src/sockets/adopt.ts";
+export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
+export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

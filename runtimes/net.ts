@@ -13,7 +13,9 @@ import type dgram from "node:dgram";
 import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
 import process from "node:process";
-import type { ControlListener, ControlStream, NativeObject, StreamHandlers } from "../src/runtime.ts";
+import type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
+import { adoptNumber } from "../src/sockets/adopt.ts";
+import type { Descriptor } from "../src/sockets/fd_channel.ts";
 import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../src/c/sockaddr.ts";
 
 /** What `node:net` objects have inside, the same on all three runtimes. */
@@ -69,6 +71,31 @@ export async function listenOn(
     descriptor: handleDescriptor(server),
     close: () => void server.close(),
   };
+}
+
+/** Makes a server listen on a descriptor: `net.Server.listen({ fd })`. */
+export async function listenFrom<S extends net.Server>(runtime: Runtime, descriptor: Descriptor, server: S): Promise<S> {
+  return await adoptNumber(runtime, descriptor, "listener", async (fd) => {
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen({ fd }, () => {
+        server.off("error", reject);
+        resolve();
+      });
+    });
+    return server;
+  });
+}
+
+/** Makes a socket of a connection: `new net.Socket({ fd })`, which Node and Deno document. */
+export async function socketFrom(
+  runtime: Runtime,
+  descriptor: Descriptor,
+  options: net.SocketConstructorOpts,
+): Promise<net.Socket> {
+  // Without a direction a socket that was made of a descriptor is closed at once.
+  const open = (fd: number) => new net.Socket({ readable: true, writable: true, ...options, fd });
+  return await adoptNumber(runtime, descriptor, "connection", open);
 }
 
 /** What an object of `node:net`, `node:http` or `node:dgram` says of itself; null for anything else. */

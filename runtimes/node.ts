@@ -5,6 +5,7 @@
  * @module
  */
 
+import dgram from "node:dgram";
 import { createRequire } from "node:module";
 import net from "node:net";
 import process from "node:process";
@@ -22,7 +23,9 @@ import {
   type RawFunction,
 } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { env, inspect, listenOn, lookup, present, streamOf, unsetEnv } from "./net.ts";
+import { adoptNumber } from "../src/sockets/adopt.ts";
+import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import { env, inspect, listenFrom, listenOn, lookup, present, socketFrom, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
 interface Koffi {
@@ -86,7 +89,83 @@ export interface NodeOptions {
  * ```
  */
 export function openRuntime(options: NodeOptions = {}): Promise<Runtime> {
-  return Promise.resolve(options).then(open);
+  return Promise.resolve(options).then(open).then((opened) => last = opened);
+}
+
+let last: Runtime | null = null;
+
+/** The runtime that was opened last, or a new one. */
+function current(): Runtime {
+  return last ??= open({});
+}
+
+/**
+ * Makes a server listen on a descriptor, with `listen({ fd })` (Node, net).
+ *
+ * @param descriptor A listening TCP or Unix socket, taken on success; a number
+ *   or an owned descriptor.
+ * @param server A server of `node:net`, `node:http`, `node:https` or another
+ *   that extends them, which does not listen yet.
+ * @returns The same server, once it listens.
+ * @throws {TakeoverError} As `adoptListener` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const server = await listenerFrom(descriptor, http.createServer(app));
+ * ```
+ */
+export async function listenerFrom<S extends net.Server>(descriptor: Descriptor, server: S): Promise<S> {
+  return await listenFrom(current(), descriptor, server);
+}
+
+/**
+ * Makes a `net.Socket` of a connection, with `new net.Socket({ fd })` (Node, net).
+ *
+ * @param descriptor A connected TCP or Unix stream, taken on success; a number
+ *   or an owned descriptor.
+ * @param options What the socket's constructor takes; readable and writable unless they say otherwise.
+ * @returns The socket. It reads once somebody listens to `data` or calls `resume`.
+ * @throws {TakeoverError} As `adoptConnection` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await connectionFrom(descriptor, { allowHalfOpen: true });
+ * httpServer.emit("connection", socket);
+ * ```
+ */
+export async function connectionFrom(descriptor: Descriptor, options: net.SocketConstructorOpts = {}): Promise<net.Socket> {
+  return await socketFrom(current(), descriptor, options);
+}
+
+/**
+ * Makes a `dgram.Socket` of a UDP socket, with `bind({ fd })` (Node, dgram).
+ *
+ * @param descriptor A UDP socket, taken on success; a number or an owned descriptor.
+ * @param options What `dgram.createSocket` takes, without the type, which the socket has.
+ * @returns The socket, bound. Datagrams that wait already come with its first `message` events.
+ * @throws {TakeoverError} As `adoptDatagram` of the main entry.
+ *
+ * @example
+ * ```ts ignore
+ * const socket = await datagramFrom(descriptor);
+ * socket.on("message", (bytes, from) => socket.send(bytes, from.port, from.address));
+ * ```
+ */
+export async function datagramFrom(
+  descriptor: Descriptor,
+  options: Omit<dgram.SocketOptions, "type"> = {},
+): Promise<dgram.Socket> {
+  return await adoptNumber(current(), descriptor, "datagram socket", async (fd, { local }) => {
+    const socket = dgram.createSocket({ ...options, type: local.family === "inet6" ? "udp6" : "udp4" });
+    await new Promise<void>((resolve, reject) => {
+      socket.once("error", reject);
+      socket.bind({ fd }, () => {
+        socket.off("error", reject);
+        resolve();
+      });
+    });
+    return socket;
+  });
 }
 
 function open({ ffi }: NodeOptions): Runtime {
@@ -167,5 +246,7 @@ function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunctio
   return (first, second, size) => raw(first, second, BigInt(size));
 }
 
-export type { ControlListener, ControlStream, Runtime, StreamHandlers } from "../src/runtime.ts";
+export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
+export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { errnoName } from "../c/errno.ts";
+import { errnoName, errnoOf } from "../c/errno.ts";
 import { linkAt, numbersIn, OwnedDescriptor, readFile } from "../sockets/descriptors.ts";
 import { checked, isSystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
@@ -77,7 +77,7 @@ export class ForeignProcess implements Disposable {
           `Cannot open process ${pid}: expected the pid of a running process, there is none; look the pid up again`,
         );
     }
-    this.#pidfd = new OwnedDescriptor(runtime, checked(abi, "pidfd_open", result));
+    this.#pidfd = movedUp(runtime, new OwnedDescriptor(runtime, checked(abi, "pidfd_open", result)));
   }
 
   /** Whether it still runs, and has its descriptors. */
@@ -86,9 +86,10 @@ export class ForeignProcess implements Disposable {
     return status !== null && !"ZXx".includes(status.state);
   }
 
-  /** Its status, or null once it has been waited for. */
+  /** Its status, or null once it has been waited for: the number can be another's then. */
   get status(): ProcessStatus | null {
-    return this.#asked(() => parseStatus(readFile(this.#runtime, `/proc/${this.pid}/stat`)));
+    const status = this.#asked(() => statusAt(this.#runtime, `/proc/${this.pid}/stat`));
+    return this.#exists ? status : null;
   }
 
   /** The file that it runs; an empty text when this user may not know. */
@@ -107,21 +108,14 @@ export class ForeignProcess implements Disposable {
   }
 
   /**
-   * Its descriptors by number: what each of them is, for instance `socket:[4711]`.
+   * Its descriptors by number: what each of them is, for instance
+   * `socket:[4711]`. None when it has ended.
    *
-   * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not know,
-   *   `ERR_TAKEOVER_PROCESS` when it has ended.
+   * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not know.
    */
   descriptors(): Map<number, string> {
-    const folder = `/proc/${this.pid}/fd`;
-    try {
-      const numbers = numbersIn(this.#runtime, folder);
-      return new Map(numbers.map((number) => [number, this.link(number)]));
-    } catch (error) {
-      if (isSystemError(error, "EACCES", "EPERM")) throw this.#denied(error);
-      if (isSystemError(error, "ENOENT", "ESRCH")) throw this.gone();
-      throw error;
-    }
+    const numbers = this.#allowed(() => numbersIn(this.#runtime, `/proc/${this.pid}/fd`)) ?? [];
+    return new Map(numbers.map((number) => [number, this.link(number)]));
   }
 
   /** What one of its descriptors is; an empty text when it was closed. */
@@ -131,12 +125,7 @@ export class ForeignProcess implements Disposable {
 
   /** What /proc/PID/fdinfo says of a descriptor; an empty text when it was closed. */
   fdinfo(descriptor: number): string {
-    try {
-      return readFile(this.#runtime, `/proc/${this.pid}/fdinfo/${descriptor}`);
-    } catch (error) {
-      if (isSystemError(error, "ENOENT", "ESRCH")) return "";
-      throw isSystemError(error, "EACCES", "EPERM") ? this.#denied(error) : error;
-    }
+    return this.#allowed(() => readFile(this.#runtime, `/proc/${this.pid}/fdinfo/${descriptor}`)) ?? "";
   }
 
   /**
@@ -170,8 +159,8 @@ export class ForeignProcess implements Disposable {
    * @throws {TakeoverError} `ERR_TAKEOVER_PTRACE` when this user may not.
    */
   send(signal: Signal): boolean {
-    const { abi, libc } = this.#runtime;
-    const result = libc.syscall(SYS_pidfd_send_signal, this.#pidfd.number, signals[signal], 0, 0);
+    const { abi } = this.#runtime;
+    const result = this.#send(signals[signal]);
     const errno = result < 0 ? errnoName(abi.platform, -result) : "";
     if (errno === "ESRCH") return false;
     if (errno === "EPERM") throw this.#denied();
@@ -192,6 +181,15 @@ export class ForeignProcess implements Disposable {
     this.#pidfd[Symbol.dispose]();
   }
 
+  /** Signal 0 is sent to nobody, and asks. */
+  get #exists(): boolean {
+    return this.#send(0) !== -errnoOf(this.#runtime.abi.platform, "ESRCH");
+  }
+
+  #send(signal: number): number {
+    return this.#runtime.libc.syscall(SYS_pidfd_send_signal, this.#pidfd.number, signal, 0, 0);
+  }
+
   /** What /proc says, or null when the process has gone. */
   #asked<T>(read: () => T): T | null {
     try {
@@ -199,6 +197,17 @@ export class ForeignProcess implements Disposable {
     } catch (error) {
       if (isSystemError(error, "ENOENT", "ESRCH")) return null;
       throw error;
+    }
+  }
+
+  /** The same of what only who may trace it can read; one that has ended is nobody's. */
+  #allowed<T>(read: () => T): T | null {
+    try {
+      return this.#asked(read);
+    } catch (error) {
+      if (!isSystemError(error, "EACCES", "EPERM")) throw error;
+      if (!this.alive) return null;
+      throw this.#denied(error);
     }
   }
 
@@ -211,6 +220,22 @@ export class ForeignProcess implements Disposable {
       { cause },
     );
   }
+}
+
+/** Above the numbers that descriptors of most processes have. */
+const highNumber = 512;
+
+/**
+ * Moves a descriptor to a high number, if there may be one. The low numbers are
+ * those that the sockets of other processes have, which may be needed here
+ * (`Accepting`).
+ */
+export function movedUp(runtime: Runtime, descriptor: OwnedDescriptor): OwnedDescriptor {
+  const { abi, libc } = runtime;
+  const number = libc.fcntl(descriptor.number, abi.constants.F_DUPFD_CLOEXEC, highNumber);
+  if (number < 0) return descriptor;
+  descriptor[Symbol.dispose]();
+  return new OwnedDescriptor(runtime, number);
 }
 
 /**
@@ -233,9 +258,14 @@ export function descendantsOf(runtime: Runtime, pid: number): number[] {
   return found.slice(1);
 }
 
+/** One line, far shorter than this. */
+function statusAt(runtime: Runtime, path: string): ProcessStatus {
+  return parseStatus(readFile(runtime, path, 4_096));
+}
+
 function parentOf(runtime: Runtime, pid: number): number {
   try {
-    return parseStatus(readFile(runtime, `/proc/${pid}/stat`)).parent;
+    return statusAt(runtime, `/proc/${pid}/stat`).parent;
   } catch {
     return -1; // Ended since.
   }
@@ -243,7 +273,7 @@ function parentOf(runtime: Runtime, pid: number): number {
 
 function stateOf(runtime: Runtime, path: string): string {
   try {
-    return parseStatus(readFile(runtime, path)).state;
+    return statusAt(runtime, path).state;
   } catch {
     return "X"; // The thread has ended since.
   }

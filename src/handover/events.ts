@@ -40,6 +40,8 @@ export interface TakeoverEvents {
   readonly drained: Drained;
   /** A successor was refused, or lost before it was ready; this process served on. */
   readonly abandoned: { readonly code: TakeoverErrorCode | string; readonly message: string };
+  /** The service manager could not be told what it should hear; nothing else has changed. */
+  readonly unheard: { readonly code: string; readonly message: string };
   /** The incumbent took the lease back: this process has stopped accepting. */
   readonly revoked: { readonly code: string; readonly message: string };
 }

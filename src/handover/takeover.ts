@@ -14,13 +14,13 @@
 import {
   type EndpointAddress,
   resolveAddress,
-  satisfies,
   type TcpEndpoint,
   type TcpOpening,
   type UnixEndpoint,
   type UnixOpening,
 } from "../sockets/address.ts";
 
+import { Activated, serves } from "./activated.ts";
 import { owning } from "../sockets/descriptors.ts";
 import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
@@ -28,11 +28,14 @@ import { Endpoint } from "../sockets/endpoint.ts";
 import { messageOf, SystemError, TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { adopt } from "../sockets/graft.ts";
+import { type InheritedDescriptor, inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
 import { unlinkPath } from "../sockets/listener.ts";
 import { checkedName, type Peer } from "./messages.ts";
+import { checkedStoreName, Notifier } from "../foreign/notify.ts";
 import { meet } from "./rendezvous.ts";
+import { Reporting } from "./reporting.ts";
 import type { ControlListener, Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { identify } from "../sockets/socket.ts";
@@ -46,6 +49,20 @@ export interface TakeoverOptions {
   readonly allowUsers?: readonly number[];
   /** Names of endpoints without which an incumbent is refused. */
   readonly require?: readonly string[];
+  /**
+   * Descriptors that a supervisor passed to this process at its start, which
+   * the takeover then owns: `inheritedDescriptors()` when left out. Without an
+   * incumbent `listen` takes its sockets from them; with one they are closed.
+   */
+  readonly activated?: readonly InheritedDescriptor[];
+  /** Whether the service manager that `$NOTIFY_SOCKET` names is told (sd_notify(3)); true when left out. */
+  readonly notify?: boolean;
+  /**
+   * Whether its descriptor store keeps the listeners (systemd: `FileDescriptorStoreMax=`),
+   * so that the process that it starts after a crash has them; false when left
+   * out. Names of endpoints are then printable ASCII without colons.
+   */
+  readonly store?: boolean;
 }
 
 type Stage = "starting" | "serving" | "leased" | "released" | "closed";
@@ -58,6 +75,14 @@ const meetAgainMs = 10;
 interface Beginning {
   readonly control: Unopened;
   readonly succession: Succession | null;
+}
+
+/** What it has before that. */
+interface Surroundings {
+  /** What its supervisor passed to it. */
+  readonly activated: Activated;
+  /** Null when reports are switched off. */
+  readonly notifier: Notifier | null;
 }
 
 /** One process's part in a chain of generations. Made by `takeOver`. */
@@ -83,6 +108,10 @@ export class Takeover implements AsyncDisposable {
   readonly #path: string;
   readonly #succession: Succession | null;
   readonly #endpoints = new Map<string, Endpoint>();
+  readonly #activated: Activated;
+  readonly #activatedNames: string[] = [];
+  readonly #store: boolean;
+  readonly #reporting: Reporting;
   readonly #drain = new Drain();
   readonly #emitter = new Emitter();
   readonly #incumbent: Incumbent;
@@ -93,18 +122,27 @@ export class Takeover implements AsyncDisposable {
   #controlListener: ControlListener | null = null;
   #controlEndpoint: Endpoint | null = null;
   #readyAt = 0;
+  #successor: Peer | null = null;
   #drained: Promise<Drained> | null = null;
   #settle: (error?: unknown) => void = () => {};
   #release: (outcome: Outcome) => void = () => {};
   #revoke: (error: unknown) => void = () => {};
 
-  private constructor(runtime: Runtime, path: string, instance: string, options: TakeoverOptions, beginning: Beginning) {
-    const { control, succession } = beginning;
+  private constructor(
+    runtime: Runtime,
+    path: string,
+    instance: string,
+    options: TakeoverOptions,
+    { activated, notifier }: Surroundings,
+    { control, succession }: Beginning,
+  ) {
     this.#runtime = runtime;
     this.#limits = limitsFrom(options.limits);
     this.#path = path;
     this.#control = control;
     this.#succession = succession;
+    this.#activated = activated;
+    this.#store = options.store ?? false;
     this.generation = (succession?.from.generation ?? 0) + 1;
     this.inherited = [...succession?.endpoints.keys() ?? []];
     this.settled = new Promise((resolve, reject) => {
@@ -114,6 +152,13 @@ export class Takeover implements AsyncDisposable {
     // Waiting for either is the application's choice.
     this.settled.catch(() => {});
     this.released.catch(() => {});
+    this.#reporting = new Reporting({
+      notifier,
+      pid: runtime.libc.getpid(),
+      store: this.#store,
+      endpoints: () => this.#endpoints.values(),
+      failed: (error) => this.#emitter.emit("unheard", reported(error)),
+    });
     this.#incumbent = new Incumbent({
       runtime,
       limits: this.#limits,
@@ -121,16 +166,36 @@ export class Takeover implements AsyncDisposable {
       instance,
       generation: this.generation,
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
-      endpoints: () => this.#offered(),
+      endpoints: () => this.#greeting(),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       resume: (to, error) => this.#resume(to, error),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
-      abandon: (error) => this.#emitter.emit("abandoned", reported(error)),
+      abandon: (error) => this.#abandon(error),
     });
   }
 
   /** See `takeOver` in mod.ts, which chooses the runtime. */
   static async begin(runtime: Runtime, path: string, options: TakeoverOptions): Promise<Takeover> {
+    const notifier = options.notify === false ? null : new Notifier(runtime);
+    const passed = options.activated ?? inheritedDescriptors(runtime);
+    const activated = new Activated(runtime, passed, options.store ?? false);
+    try {
+      const takeover = await Takeover.#begin(runtime, path, options, { activated, notifier });
+      // The incumbent's sockets are the ones with the connections.
+      if (takeover.generation > 1) activated[Symbol.dispose]();
+      return takeover;
+    } catch (error) {
+      activated[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  static async #begin(
+    runtime: Runtime,
+    path: string,
+    options: TakeoverOptions,
+    around: Surroundings,
+  ): Promise<Takeover> {
     const limits = limitsFrom(options.limits);
     const instance = instanceName();
     const required = (options.require ?? []).map((name) => checkedName(name, limits));
@@ -146,7 +211,7 @@ export class Takeover implements AsyncDisposable {
           );
         }
         const control = { descriptor: met.listener, identity: identify(runtime, met.listener.number)! };
-        return new Takeover(runtime, path, instance, options, { control, succession: null });
+        return new Takeover(runtime, path, instance, options, around, { control, succession: null });
       }
       try {
         const succession = await Succession.begin(met.connection, {
@@ -157,7 +222,7 @@ export class Takeover implements AsyncDisposable {
           allowUsers: options.allowUsers ?? [],
           require: required,
         });
-        return new Takeover(runtime, path, instance, options, { control: succession.control, succession });
+        return new Takeover(runtime, path, instance, options, around, { control: succession.control, succession });
       } catch (error) {
         // An incumbent that ended in the middle leaves a stale path behind.
         if (!isLost(error) || tries === meetCount) throw error;
@@ -166,9 +231,16 @@ export class Takeover implements AsyncDisposable {
     }
   }
 
+  /** Names of the endpoints whose sockets came from a supervisor; their Unix paths are left to it. */
+  get activated(): readonly string[] {
+    return [...this.#activatedNames];
+  }
+
   /**
    * Opens an endpoint: the inherited socket of that name, when there is one and
-   * it is at that address, else a new one.
+   * it is at that address, else a new one. In the first process a socket that
+   * a supervisor passed counts as inherited: the one of that name, wherever it
+   * is, else the one at that address.
    *
    * @param name Names the endpoint across generations; at most 255 bytes.
    * @param address Where it is to be; a TCP port, or a Unix path.
@@ -194,15 +266,17 @@ export class Takeover implements AsyncDisposable {
   listen<T>(name: string, address: UnixEndpoint, open: (at: UnixOpening) => T): Promise<Awaited<T>>;
   async listen<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
     checkedName(name, this.#limits);
+    if (this.#store) checkedStoreName(name);
     this.#checkStage(`listen as ${JSON.stringify(name)}`, "starting", "serving");
     if (this.#endpoints.has(name)) {
       throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
     }
     const wanted = await resolveAddress(this.#runtime, address);
     const found = this.#succession?.endpoints.get(name);
-    const isInherited = found !== undefined && satisfies(found.identity.address, wanted);
+    const isInherited = found !== undefined && serves(this.#runtime, found, wanted);
     if (isInherited) this.#succession!.endpoints.delete(name);
-    const { descriptor, identity } = isInherited ? found : bindEndpoint(this.#runtime, wanted, address, this.#succession?.endpoints);
+    const given = isInherited ? found : this.#activated.claim(name, wanted);
+    const { descriptor, identity } = given ?? bindEndpoint(this.#runtime, wanted, address, this.#succession?.endpoints);
     const adopted = await owning(descriptor, (owned) => adopt(this.#runtime, this.#limits, name, owned, identity, open));
     const { native, descriptor: held, registrations } = adopted;
     const endpoint = new Endpoint(this.#runtime, {
@@ -214,7 +288,9 @@ export class Takeover implements AsyncDisposable {
       paused: registrations.length > 0,
     });
     this.#endpoints.set(name, endpoint);
-    if (!isInherited || this.#stage === "serving") endpoint.resume();
+    if (given && !isInherited) this.#activatedNames.push(name);
+    if (!given || this.#stage === "serving") endpoint.resume();
+    this.#reporting.opened(endpoint);
     return native;
   }
 
@@ -255,6 +331,8 @@ export class Takeover implements AsyncDisposable {
     await this.#openControl();
     // The incumbent serves what is not claimed until settled, and closes it then.
     this.#succession?.[Symbol.dispose]();
+    if (!this.#succession) this.#reporting.serving(this.#activated.names);
+    this.#activated[Symbol.dispose]();
     this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
     void this.#watchLease(claimed);
   }
@@ -319,7 +397,7 @@ export class Takeover implements AsyncDisposable {
    */
   close(): Promise<void> {
     if (this.#stage !== "released" && this.#stage !== "closed") this.#end();
-    return Promise.resolve();
+    return this.#reporting.idle();
   }
 
   /** The same as {@linkcode close}, for `await using`. */
@@ -330,17 +408,26 @@ export class Takeover implements AsyncDisposable {
   #end(): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
+    if (isAlone) this.#reporting.stopping();
+    else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
     this.#drain.active = true;
     this.#incumbent.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
+    this.#activated[Symbol.dispose]();
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
     if (isAlone) unlinkPath(this.#runtime, this.#path);
-    for (const { identity, alive } of this.#endpoints.values()) {
-      if (isAlone && alive && identity.family === "unix") unlinkPath(this.#runtime, (identity.address as { path: string }).path);
-    }
+    if (isAlone) this.#unlinkPaths(this.#endpoints.values());
     for (const endpoint of this.#endpoints.values()) endpoint.release();
+  }
+
+  /** The path of an activated socket is the supervisor's, who still listens there. */
+  #unlinkPaths(endpoints: Iterable<Endpoint>): void {
+    for (const { name, identity: { address }, alive } of endpoints) {
+      const isOurs = alive && !this.#activatedNames.includes(name);
+      if (isOurs && address.family === "unix") unlinkPath(this.#runtime, address.path);
+    }
   }
 
   #checkStage(what: string, ...allowed: Stage[]): void {
@@ -381,6 +468,7 @@ export class Takeover implements AsyncDisposable {
       await succession.leaseEnd;
       this.#isSettled = true;
       if (this.#stage === "closed") return this.#settle();
+      this.#reporting.serving();
       this.#emitter.emit("settled", {
         role: "successor",
         from: succession.from,
@@ -406,6 +494,23 @@ export class Takeover implements AsyncDisposable {
     return { pid: libc.getpid(), runtime: `${name} ${version}`, generation: this.generation };
   }
 
+  /**
+   * Asked for with every hello. Whether it is accepted shows when this turn is
+   * over.
+   */
+  #greeting(): Endpoint[] {
+    void Promise.resolve().then(() => {
+      if (this.#incumbent.busy) this.#reporting.replacing();
+    });
+    return this.#offered();
+  }
+
+  #abandon(error: unknown): void {
+    // It may have been another than the successor that is being greeted.
+    if (!this.#incumbent.busy) this.#reporting.keptOn();
+    this.#emitter.emit("abandoned", reported(error));
+  }
+
   #offered(): Endpoint[] {
     return [this.#controlEndpoint!, ...[...this.#endpoints.values()].filter(({ alive }) => alive)];
   }
@@ -414,12 +519,14 @@ export class Takeover implements AsyncDisposable {
     this.#controlEndpoint!.pause();
     for (const name of claimed) this.#endpoints.get(name)!.pause();
     this.#stage = "leased";
+    this.#successor = to;
     this.#readyAt = Date.now();
     this.#drain.active = true;
     this.#emitter.emit("leased", { to });
   }
 
   #resume(to: Peer, error: unknown): void {
+    this.#reporting.keptOn();
     this.#drain.active = false;
     this.#stage = "serving";
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
@@ -429,11 +536,10 @@ export class Takeover implements AsyncDisposable {
 
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
-    this.#controlListener!.close();
     const unclaimed = [...this.#endpoints.values()].filter(({ name }) => !claimed.includes(name));
-    for (const { identity, alive } of unclaimed) {
-      if (alive && identity.family === "unix") unlinkPath(this.#runtime, (identity.address as { path: string }).path);
-    }
+    this.#reporting.replaced(to.pid, unclaimed.map(({ name }) => name));
+    this.#controlListener!.close();
+    this.#unlinkPaths(unclaimed);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
     const outcome: Outcome = {
       role: "incumbent",
@@ -450,6 +556,7 @@ export class Takeover implements AsyncDisposable {
   async #waitForConnections(): Promise<Drained> {
     const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
     const drained = await connectionsEnd(this.#runtime, addresses, this.#limits.drainMs);
+    await this.#reporting.idle();
     this.#emitter.emit("drained", drained);
     return drained;
   }

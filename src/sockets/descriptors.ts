@@ -135,13 +135,13 @@ export function linkAt({ libc }: Runtime, path: string, limitSize = 256): string
   return size < 0 ? "" : new TextDecoder().decode(target.subarray(0, size));
 }
 
-/** A small file of /proc, whole. */
-export function readFile({ abi, libc }: Pick<Runtime, "abi" | "libc">, path: string): string {
+/** A small file of /proc, whole, in pieces of at most that many bytes. */
+export function readFile({ abi, libc }: Pick<Runtime, "abi" | "libc">, path: string, pieceSize = 65_536): string {
   const { O_RDONLY, O_CLOEXEC } = abi.constants;
   const file = checked(abi, "open", libc.open(cString(path), O_RDONLY | O_CLOEXEC, 0), path);
   try {
     const decoder = new TextDecoder();
-    const chunk = allocate(64 * 1024);
+    const chunk = allocate(pieceSize);
     let text = "";
     for (;;) {
       const size = checked(abi, "read", libc.read(file, chunk, chunk.length), path);

@@ -25,9 +25,9 @@ import { SystemError, TakeoverError, TruncatedError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor } from "./descriptors.ts";
 import { peerCredentials, peerGroups, peerPidfd, peerSecurityContext } from "./identity.ts";
-import { type Incoming, messageRoom, receiveMessage, sendMessage } from "./message.ts";
+import { type Incoming, isMessageWaiting, messageRoom, receiveMessage, sendMessage } from "./message.ts";
 import type { SocketType } from "./socket.ts";
-import { pause, stopWaiting, type WaitOptions, waitReadable, waitWritable } from "./readiness.ts";
+import { isShutDown, pause, stopWaiting, waitForTurn, type WaitOptions, waitReadable, waitWritable } from "./readiness.ts";
 
 /** A descriptor by its number, or as this library owns it. */
 export type Descriptor = number | OwnedDescriptor;
@@ -51,6 +51,9 @@ export interface ReceiveOptions extends WaitOptions {
 }
 
 const defaultMaxBytes = 65_536;
+
+/** Messages after which the event loop has a turn: where one is always there, nothing else would run. */
+const messagesPerTurn = 64;
 
 /** The errnos after which the same sendmsg may succeed a moment later, and no event tells when. */
 const passing = ["ENOBUFS", "ENOMEM", "ETOOMANYREFS"];
@@ -103,6 +106,8 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   #receives: Promise<unknown> = Promise.resolve();
   #pendingSendCount = 0;
   #pendingReceiveCount = 0;
+  /** Messages since the event loop was given a turn. */
+  #messageCount = 0;
 
   /** @param socket A non-blocking Unix socket, owned by the channel from here on. */
   constructor(runtime: Runtime, socket: OwnedDescriptor, type: SocketType) {
@@ -135,14 +140,19 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
    */
   async send(bytes: Uint8Array, fds: readonly Descriptor[] = [], options: SendOptions = {}): Promise<void> {
     const numbers = fds.map((fd) => this.#checkedNumber(fd));
-    this.#checkCounts(bytes.length, numbers.length);
-    const sent = this.#pendingSendCount === 0 ? this.#sendAtOnce(bytes, numbers, options) : null;
+    this.#checkCounts(bytes.length, numbers.length, options);
+    let sent: number | null = null;
+    if (this.#isPauseDue()) this.#sends = this.#sends.then(nextTurn);
+    else if (this.#pendingSendCount === 0) sent = this.#sendAtOnce(bytes, numbers, options);
     if (sent === bytes.length) return;
-    const rest = () => sent === null ? this.#sendAll(bytes, numbers, options) : this.#sendRest(bytes.subarray(sent), options);
+    const until = deadlineOf(options);
+    const before = this.#sends;
     this.#pendingSendCount++;
-    const turn = this.#sends.then(rest).finally(() => this.#pendingSendCount--);
-    this.#sends = turn.catch(() => {});
-    await turn;
+    const sending = waitForTurn(before, options)
+      .then(() => sent === null ? this.#sendAll(bytes, numbers, options, until) : this.#sendRest(bytes.subarray(sent), options, until))
+      .finally(() => this.#pendingSendCount--);
+    this.#sends = before.then(() => sending.catch(() => {}));
+    await sending;
   }
 
   /**
@@ -159,15 +169,21 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
    *   reading everything.
    */
   async receive(options: ReceiveOptions = {}): Promise<FdMessage | null> {
-    if (this.#pendingReceiveCount === 0) {
-      options.signal?.throwIfAborted();
+    options.signal?.throwIfAborted();
+    if (this.#isPauseDue()) {
+      this.#receives = this.#receives.then(nextTurn);
+    } else if (this.#pendingReceiveCount === 0) {
       const found = this.#receiveOnce(options);
       if (found !== undefined) return found;
     }
+    const until = deadlineOf(options);
+    const before = this.#receives;
     this.#pendingReceiveCount++;
-    const turn = this.#receives.then(() => this.#receiveNext(options)).finally(() => this.#pendingReceiveCount--);
-    this.#receives = turn.catch(() => {});
-    return await turn;
+    const receiving = waitForTurn(before, options)
+      .then(() => this.#receiveNext(options, until))
+      .finally(() => this.#pendingReceiveCount--);
+    this.#receives = before.then(() => receiving.catch(() => {}));
+    return await receiving;
   }
 
   /**
@@ -218,6 +234,11 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
     this.close();
   }
 
+  #isPauseDue(): boolean {
+    this.#messageCount = (this.#messageCount + 1) % messagesPerTurn;
+    return this.#messageCount === 0;
+  }
+
   #opened(): number {
     const { number } = this.#socket;
     if (number >= 0) return number;
@@ -231,7 +252,7 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
     throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot send ${fd}: expected a descriptor, an integer from 0 to 2147483647`);
   }
 
-  #checkCounts(size: number, count: number): void {
+  #checkCounts(size: number, count: number, { credentials }: SendOptions): void {
     const most = this.#runtime.abi.descriptorsPerMessage;
     const isStream = this.type === "stream";
     if (!isStream && count > most) {
@@ -242,6 +263,9 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
     }
     if (!isStream && size > messageRoom) throw new SystemError("EMSGSIZE", -errnoOf(this.#runtime.abi.platform, "EMSGSIZE"), "sendmsg");
     const needed = isStream ? Math.ceil(count / most) : 0;
+    if (isStream && size === 0 && credentials) {
+      throw new TakeoverError("ERR_TAKEOVER_EMPTY", "Cannot send credentials with 0 bytes: a stream needs at least 1");
+    }
     if (size >= needed) return;
     throw new TakeoverError(
       "ERR_TAKEOVER_EMPTY",
@@ -261,13 +285,12 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   }
 
   /** What follows a short send: the descriptors are on their way with its first byte. */
-  #sendRest(bytes: Uint8Array, { credentials: _, ...options }: SendOptions): Promise<void> {
-    return this.#sendAll(bytes, [], options);
+  #sendRest(bytes: Uint8Array, { credentials: _, ...options }: SendOptions, until: number): Promise<void> {
+    return this.#sendAll(bytes, [], options, until);
   }
 
-  async #sendAll(bytes: Uint8Array, numbers: readonly number[], options: SendOptions): Promise<void> {
+  async #sendAll(bytes: Uint8Array, numbers: readonly number[], options: SendOptions, until: number): Promise<void> {
     const most = this.#runtime.abi.descriptorsPerMessage;
-    const until = options.timeoutMs === undefined ? Infinity : Date.now() + options.timeoutMs;
     let sent = 0;
     for (let from = 0; from + most < numbers.length; from += most) {
       await this.#sendPart(bytes.subarray(sent, sent + 1), numbers.slice(from, from + most), options, until);
@@ -347,8 +370,7 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
     );
   }
 
-  async #receiveNext(options: ReceiveOptions): Promise<FdMessage | null> {
-    const until = options.timeoutMs === undefined ? Infinity : Date.now() + options.timeoutMs;
+  async #receiveNext(options: ReceiveOptions, until: number): Promise<FdMessage | null> {
     for (;;) {
       options.signal?.throwIfAborted();
       const found = this.#receiveOnce(options);
@@ -372,10 +394,19 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
     const message = new FdMessage(this.#runtime, incoming);
     const { length } = message.fds;
     if (incoming.isControlCut) return refused(message, new TruncatedError(message.bytes, length));
-    if (incoming.bytes.length === 0 && length === 0 && this.type !== "dgram") return null;
+    if (incoming.bytes.length === 0 && length === 0 && this.#isAtEnd()) {
+      message[Symbol.dispose]();
+      return null;
+    }
     if (length < minFds) return refused(message, miscounted("ERR_TAKEOVER_MISSING", length, `at least ${minFds}`));
     if (length > maxFds) return refused(message, miscounted("ERR_TAKEOVER_SURPLUS", length, `at most ${maxFds}`));
     return message;
+  }
+
+  /** Whether what came without a byte or descriptor was the end, and no empty packet. */
+  #isAtEnd(): boolean {
+    if (this.type !== "seqpacket") return this.type === "stream";
+    return isShutDown(this.#runtime, this.#opened()) && !isMessageWaiting(this.#runtime, this.#opened());
   }
 
   async #receiveUntilClosed(): Promise<FdMessage | null> {
@@ -387,6 +418,14 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
       throw error;
     }
   }
+}
+
+function deadlineOf({ timeoutMs }: WaitOptions): number {
+  return timeoutMs === undefined ? Infinity : Date.now() + timeoutMs;
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }
 
 function closed(why: string): TakeoverError {

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { errnoName } from "../c/errno.ts";
+import { errnoName, errnoOf } from "../c/errno.ts";
 import { checked, isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { defaultBacklog } from "./address.ts";
@@ -100,7 +100,7 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
     if (number < 0) return;
     stopWaiting(this.#runtime, number);
     this.#socket[Symbol.dispose]();
-    if (this.#path !== "" && !this.#path.startsWith("\0")) unlinkPath(this.#runtime, this.#path);
+    if (isNamed(this.#path)) unlinkPath(this.#runtime, this.#path);
   }
 
   /** The same as {@linkcode close}. */
@@ -136,7 +136,9 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
 export function listenChannel(runtime: Runtime, path: string, options: FdListenerOptions = {}): FdListener {
   const { abi, libc } = runtime;
   return owning(bindUnix(runtime, path, options.type ?? "stream", options), (socket) => {
-    checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
+    const result = libc.listen(socket.number, options.backlog ?? defaultBacklog);
+    if (result < 0 && isNamed(path)) unlinkPath(runtime, path);
+    checked(abi, "listen", result);
     return new FdListener(runtime, new OwnedDescriptor(runtime, socket.take()), path, options);
   });
 }
@@ -175,7 +177,7 @@ export function channelPair(runtime: Runtime, options: FdChannelOptions = {}): [
  *   not of the Unix family or listens.
  */
 export function wrapChannel(runtime: Runtime, descriptor: Descriptor, options: Omit<FdChannelOptions, "type"> = {}): FdChannel {
-  const number = typeof descriptor === "number" ? descriptor : descriptor.number;
+  const number = openNumber(runtime, descriptor);
   const type = unixTypeOf(runtime, number);
   setNonBlocking(runtime, number);
   setCloseOnExec(runtime, number);
@@ -198,8 +200,29 @@ function setPassing(runtime: Runtime, number: number, options: FdChannelOptions)
   if (options.passSecurity) passSecurity(runtime, number, true);
 }
 
+/** Whether there is something in the file system, unlike for abstract names. */
+function isNamed(path: string): boolean {
+  return path !== "" && !path.startsWith("\0");
+}
+
+/** A descriptor's number, when it is one and open. */
+function openNumber({ abi, libc }: Runtime, descriptor: Descriptor): number {
+  const number = typeof descriptor === "number" ? descriptor : descriptor.number;
+  if (typeof descriptor !== "number" && number < 0) {
+    throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot make a channel of a descriptor: it was taken or closed");
+  }
+  if (!(Number.isInteger(number) && number >= 0 && number <= 0x7fffffff)) {
+    throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot make a channel of ${number}: expected a descriptor, an integer from 0 to 2147483647`);
+  }
+  if (libc.fcntl(number, abi.constants.F_GETFD, 0) >= 0) return number;
+  throw new TakeoverError("ERR_TAKEOVER_CLOSED", `Cannot make a channel of ${number}: ${number} is not open`);
+}
+
 function unixTypeOf(runtime: Runtime, number: number): SocketType {
-  const { constants } = runtime.abi;
+  const { abi, abi: { constants } } = runtime;
+  if (integerOption(runtime, number, constants.SO_TYPE) === -errnoOf(abi.platform, "ENOTSOCK")) {
+    throw new TakeoverError("ERR_TAKEOVER_NOT_SOCKET", `Cannot make a channel of ${number}: expected a Unix socket, it is no socket`);
+  }
   const identity = identify(runtime, number);
   const kind = identity?.family === "unix" && !identity.listening ? integerOption(runtime, number, constants.SO_TYPE) : -1;
   if (kind === constants.SOCK_STREAM) return "stream";

@@ -1,39 +1,64 @@
 /**
- * Giving a native server another listening socket without its knowledge
- * (Linux). The server opens a placeholder; its descriptor is found by its
- * address, taken out of the event loop, and replaced by the true socket.
+ * Giving a native object another socket without its knowledge (Linux). The
+ * object is opened at a placeholder; its descriptor is found by its address,
+ * taken out of the event loop, and replaced by the true socket.
  *
- * Where there is no epoll the documented way is taken: `listen({ fd })`.
+ * Where there is no epoll the documented way is taken: the callback is given
+ * `{ fd }`.
  *
  * @module
  */
 
-import { openingOf } from "./address.ts";
-import { openDescriptors, type OwnedDescriptor, owning } from "./descriptors.ts";
+import { openDescriptors, type OwnedDescriptor } from "./descriptors.ts";
 import { messageOf, TakeoverError } from "../errors.ts";
-import { canPause, type Registration, registrationsOf, unregister } from "./event_loop.ts";
+import { canPause, register, type Registration, unregister } from "./event_loop.ts";
 import type { Limits } from "../limits.ts";
-import { bindListener, unlinkPath } from "./listener.ts";
+import { bindListener } from "./listener.ts";
+import { listenerPlaceholder, type Placeholder, placeholderAddress } from "./placeholder.ts";
 import type { Runtime } from "../runtime.ts";
 import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { cookieOf, duplicateOver, isListening, localAddress, type SocketIdentity } from "./socket.ts";
+import { remember } from "./natives.ts";
+import { watchesOf } from "./watches.ts";
 
-/** A native server that holds a socket of ours. */
+/** A native object that holds a socket of ours. */
 export interface Adopted<T> {
   /** What the application's callback returned. */
   readonly native: T;
-  /** The native server's descriptor. */
+  /** The native object's descriptor. */
   readonly descriptor: number;
   /** What puts it back into the event loop; empty where it never left. */
   readonly registrations: readonly Registration[];
 }
 
-/** Opens a native server at an address; the answer may be a promise. */
+/** Opens a native object at an address; the answer may be a promise. */
 export type Open<T> = (at: never) => T | PromiseLike<T>;
 
-/** The first and the longest wait between two looks for a server's descriptor. */
+/** A socket to be put into a native object. */
+export interface Graft<T> {
+  /** What is put where, for messages: `Cannot put … : why`. */
+  readonly what: string;
+  /** How long the object may take to be there. */
+  readonly openMs: number;
+  /** The socket, which stays the caller's: the object gets a copy. */
+  readonly socket: number;
+  /** Its `SO_COOKIE`: while the callback runs the number may become another socket's. */
+  readonly cookie: string;
+  readonly placeholder: Placeholder;
+  /** What the callback is given beside the placeholder's address. */
+  readonly extras: Readonly<Record<string, unknown>>;
+  /** Whether an object can be given its socket already: what it does with the placeholder's is lost. */
+  isReady(native: Awaited<T>, registrations: readonly Registration[]): boolean;
+  /** The application's callback. */
+  readonly open: Open<T>;
+}
+
+/** The first and the longest wait between two looks for an object's descriptor. */
 const firstWaitMs = 1;
 const longestWaitMs = 50;
+
+/** How many numbers are looked at before all are: the lowest that was free may be another's by now. */
+const likelyCount = 32;
 
 /**
  * Opens a native server and puts a listening socket into it. On Linux the
@@ -48,21 +73,77 @@ const longestWaitMs = 50;
  */
 export async function adopt<T>(
   runtime: Runtime,
-  limits: Limits,
+  limits: Pick<Limits, "openMs">,
   name: string,
   socket: OwnedDescriptor,
   identity: SocketIdentity,
   open: Open<T>,
 ): Promise<Adopted<Awaited<T>>> {
-  const adopted = canPause(runtime)
-    ? await graft(runtime, limits, name, socket, identity.address, open)
-    : await give(runtime, limits, name, socket, identity.address, open);
+  const what = `the endpoint ${JSON.stringify(name)} into its server`;
+  return await adoptInto(runtime, limits, what, socket, identity, open);
+}
+
+/** The same in other words: `Cannot put <what>: …`. */
+export async function adoptInto<T>(
+  runtime: Runtime,
+  { openMs }: Pick<Limits, "openMs">,
+  what: string,
+  socket: OwnedDescriptor,
+  { address, cookie }: Pick<SocketIdentity, "address" | "cookie">,
+  open: Open<T>,
+): Promise<Adopted<Awaited<T>>> {
+  const placeholder = canPause(runtime) ? listenerPlaceholder(runtime, address) : null;
+  let adopted: Adopted<Awaited<T>>;
+  try {
+    adopted = placeholder
+      ? await graft(runtime, {
+        what,
+        openMs,
+        socket: socket.number,
+        cookie,
+        placeholder,
+        extras: runtime.listenExtras(address),
+        isReady: (_, { length }) => length > 0,
+        open,
+      })
+      : await give(runtime, what, socket, open);
+  } finally {
+    placeholder?.[Symbol.dispose]();
+  }
   const held = localAddress(runtime, adopted.descriptor);
-  const same = held !== null && formatAddress(held) === formatAddress(identity.address) &&
-    cookieOf(runtime, adopted.descriptor) === identity.cookie;
-  if (!same) throw notTaken(name, `it holds ${held ? formatAddress(held) : "no socket"} instead`);
-  runtime.present(adopted.native, identity.address);
+  const same = held !== null && formatAddress(held) === formatAddress(address) && cookieOf(runtime, adopted.descriptor) === cookie;
+  if (!same) throw notTaken(what, `it holds ${held ? formatAddress(held) : "no socket"} instead`);
+  socket[Symbol.dispose]();
+  runtime.present(adopted.native, address);
+  remember(adopted.native, adopted.descriptor, cookie);
   return adopted;
+}
+
+/**
+ * Opens a native object at a placeholder and puts a copy of a socket under it,
+ * out of the event loop: {@linkcode register} puts it back.
+ *
+ * @throws {TakeoverError} `ERR_TAKEOVER_ADOPT` when the object is not there in
+ *   time, `ERR_TAKEOVER_CLOSED` when the socket was closed meanwhile.
+ */
+export async function graft<T>(runtime: Runtime, order: Graft<T>): Promise<Adopted<Awaited<T>>> {
+  const { placeholder, socket, cookie } = order;
+  const native = await order.open({ ...placeholder.at, ...order.extras } as never);
+  const found = await find(runtime, order, native);
+  if (cookieOf(runtime, socket) !== cookie) {
+    throw new TakeoverError(
+      "ERR_TAKEOVER_CLOSED",
+      `Cannot put ${order.what}: the descriptor ${socket} was closed meanwhile; leave it open until this is done`,
+    );
+  }
+  const registrations = unregister(runtime, found.registrations);
+  try {
+    duplicateOver(runtime, socket, found.descriptor);
+  } catch (error) {
+    register(runtime, registrations);
+    throw error;
+  }
+  return { native, descriptor: found.descriptor, registrations };
 }
 
 /**
@@ -73,32 +154,16 @@ export function deadListener(runtime: Runtime, family: SocketAddress["family"]):
   return bindListener(runtime, placeholderAddress(family, null), { port: 0, backlog: 0 });
 }
 
-async function graft<T>(
-  runtime: Runtime,
-  limits: Limits,
-  name: string,
-  socket: OwnedDescriptor,
-  address: SocketAddress,
-  open: Open<T>,
-): Promise<Adopted<Awaited<T>>> {
-  const { placeholder, likely } = freeAddress(runtime, address);
-  const native = await open({ ...openingOf(placeholder), ...runtime.listenExtras(address) } as never);
-  const found = await findListening(runtime, limits, name, placeholder, likely);
-  const { descriptor } = found;
-  if (placeholder.family === "unix") unlinkPath(runtime, placeholder.path);
-  const registrations = unregister(runtime, found.registrations);
-  duplicateOver(runtime, socket.number, descriptor);
-  socket[Symbol.dispose]();
-  return { native, descriptor, registrations };
+/** A runtime did not take a socket. */
+export function notTaken(what: string, why: string, cause?: unknown): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_ADOPT", `Cannot put ${what}: ${why}`, { cause });
 }
 
 /** Untested: there is no macOS here. */
 async function give<T>(
   runtime: Runtime,
-  limits: Limits,
-  name: string,
+  what: string,
   socket: OwnedDescriptor,
-  address: SocketAddress,
   open: Open<T>,
 ): Promise<Adopted<Awaited<T>>> {
   const descriptor = socket.number;
@@ -107,70 +172,35 @@ async function give<T>(
   try {
     native = await open({ fd: descriptor } as never);
   } catch (cause) {
-    throw notTaken(name, `the server does not open a descriptor on ${runtime.abi.platform} (${messageOf(cause)})`, cause);
+    throw notTaken(what, `the server does not open a descriptor on ${runtime.abi.platform} (${messageOf(cause)})`, cause);
   }
   const other = openDescriptors(runtime).find((number) => isListening(runtime, number) && !before.includes(number));
-  if (other !== undefined) throw notTaken(name, "the server ignored the descriptor and opened a socket of its own");
+  if (other !== undefined) throw notTaken(what, "the server ignored the descriptor and opened a socket of its own");
   socket.take();
-  await findListening(runtime, limits, name, address, descriptor);
   return { native, descriptor, registrations: [] };
 }
 
-/**
- * An address for the placeholder that nothing else in the process has: for TCP
- * a random one of the 16 million of 127.0.0.0/8, for a Unix path a random name
- * beside it. An IPv6 listener fits under an IPv4 one.
- *
- * @returns The address, and the number that the server's descriptor is likely
- *   to have: the lowest that was free.
- */
-function freeAddress(runtime: Runtime, address: SocketAddress): { placeholder: SocketAddress; likely: number } {
-  const wanted = placeholderAddress(address.family, address.family === "unix" ? address.path : null);
-  if (wanted.family === "unix") return { placeholder: wanted, likely: -1 };
-  return owning(bindListener(runtime, wanted, { port: 0 }), ({ number }) => ({
-    placeholder: localAddress(runtime, number)!,
-    likely: number,
-  }));
-}
-
-function placeholderAddress(family: SocketAddress["family"], path: string | null): SocketAddress {
-  const random = crypto.getRandomValues(new Uint8Array(4));
-  // Without a path, the kernel picks an abstract name (unix(7), autobind).
-  if (family === "unix") return { family, path: path === null ? "" : `${path.slice(0, path.lastIndexOf("/") + 1)}.${random.join("")}` };
-  const [, b, c, d] = random;
-  return { family: "inet", hostname: `127.${b}.${c}.${1 + d! % 254}`, port: 0 };
-}
-
-/** Where a native server was found. */
+/** Where a native object was found. */
 interface Found {
   readonly descriptor: number;
-  /** Its entry in the event loop; none where there is no epoll. */
+  /** Its entry in the event loop. */
   readonly registrations: readonly Registration[];
 }
 
-/** The native server may still be on its way: `open` need not wait for it. */
-async function findListening(
-  runtime: Runtime,
-  limits: Limits,
-  name: string,
-  placeholder: SocketAddress,
-  likely: number,
-): Promise<Found> {
-  const until = Date.now() + limits.openMs;
-  const listens = (descriptor: number) => {
-    const address = localAddress(runtime, descriptor);
-    return address !== null && isPlaceholder(address, placeholder) && isListening(runtime, descriptor);
-  };
+/** The native object may still be on its way: `open` need not wait for it. */
+async function find<T>(runtime: Runtime, order: Graft<T>, native: Awaited<T>): Promise<Found> {
+  const { placeholder, openMs } = order;
+  const until = Date.now() + openMs;
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
-    const descriptor = listens(likely) ? likely : openDescriptors(runtime).findLast(listens);
+    const descriptor = holderOf(runtime, placeholder, native);
     if (descriptor !== undefined) {
-      const registrations = canPause(runtime) ? registrationsOf(runtime, descriptor) : [];
-      if (registrations.length > 0 || !canPause(runtime)) return { descriptor, registrations };
+      const registrations = watchesOf(runtime, descriptor);
+      if (order.isReady(native, registrations)) return { descriptor, registrations };
     }
     if (Date.now() >= until) {
       throw notTaken(
-        name,
-        `nothing listens on ${formatAddress(placeholder)} ${limits.openMs} ms after the callback returned ` +
+        order.what,
+        `${placeholder.missing} ${openMs} ms after the callback returned ` +
           "(limit openMs); pass what the callback is given on to the server",
       );
     }
@@ -178,15 +208,12 @@ async function findListening(
   }
 }
 
-/** A server that ignores the host name still takes the port. */
-function isPlaceholder(address: SocketAddress, placeholder: SocketAddress): boolean {
-  if (address.family === "unix" || placeholder.family === "unix") {
-    return formatAddress(address) === formatAddress(placeholder);
+/** What the object says, else one of the numbers that were free, else any. */
+function holderOf(runtime: Runtime, { likely, isHeldBy }: Placeholder, native: unknown): number | undefined {
+  const told = runtime.inspect(native)?.descriptor ?? -1;
+  if (told >= 0) return isHeldBy(told) ? told : undefined;
+  for (let number = Math.max(likely, 0); number < likely + likelyCount; number++) {
+    if (isHeldBy(number)) return number;
   }
-  const anywhere = ["0.0.0.0", "::"].includes(address.hostname);
-  return address.port === placeholder.port && (anywhere || address.hostname === placeholder.hostname);
-}
-
-function notTaken(name: string, why: string, cause?: unknown): TakeoverError {
-  return new TakeoverError("ERR_TAKEOVER_ADOPT", `Cannot put the endpoint ${JSON.stringify(name)} into its server: ${why}`, { cause });
+  return openDescriptors(runtime).findLast((number) => isHeldBy(number));
 }

@@ -23,6 +23,9 @@ export const messageRoom: number = 256 * 1024;
 const receivableCount = 512;
 const otherControlSize = 5 * 1024;
 
+/** The same number on Linux and macOS. */
+const MSG_PEEK = 2;
+
 /** What is sent. */
 export interface Outgoing {
   /** At most {@linkcode messageRoom} bytes. */
@@ -86,6 +89,13 @@ export function receiveMessage(runtime: Runtime, descriptor: number, size: numbe
     isControlCut: (message.flags & MSG_CTRUNC) !== 0,
     from: senderOf(runtime, message),
   };
+}
+
+/** Whether a message that is not empty is there; it stays. An end and an empty packet look the same to recvmsg(2). */
+export function isMessageWaiting(runtime: Runtime, descriptor: number): boolean {
+  const message = messageOf(runtime);
+  message.aim(0, 1, 0);
+  return runtime.libc.recvmsg(descriptor, message.bytes, runtime.abi.constants.MSG_DONTWAIT | MSG_PEEK) > 0;
 }
 
 function senderOf({ abi }: Runtime, message: Msghdr): SocketAddress | null {

@@ -23,7 +23,7 @@ import { allocate, type Bytes, viewOf, writeField } from "../c/bytes.ts";
 import { errnoOf } from "../c/errno.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
-import { disposeAll, OwnedDescriptor } from "./descriptors.ts";
+import { disposeAll, OwnedDescriptor, owning } from "./descriptors.ts";
 import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
 import { openPair } from "./socket.ts";
 
@@ -50,6 +50,9 @@ const bellWaitMs = 1;
 /** How often a descriptor is looked at where there is no epoll: at first, and at most. */
 const firstLookMs = 1;
 const longestLookMs = 20;
+
+/** The longest time of a timer; a longer one would end at once. */
+const longestTimerMs = 2 ** 31 - 1;
 
 /** How long to wait, and what ends the wait. */
 export interface WaitOptions {
@@ -92,7 +95,20 @@ export function waitWritable(runtime: Runtime, descriptor: number, options: Wait
 
 /** Ends every wait for a descriptor; to be called before it is closed. */
 export function stopWaiting(runtime: Runtime, descriptor: number): void {
+  for (const wait of earlyWaits) if (wait.descriptor === descriptor) wait.isStopped = true;
   opened.get(runtime)?.stop(descriptor);
+}
+
+/** Whether the other side of a connection has ended its writing (`EPOLLRDHUP`); unread messages may be left. Linux only. */
+export function isShutDown(runtime: Runtime, descriptor: number): boolean {
+  const { abi, libc } = runtime;
+  const event = allocate(abi.epollEvent.size);
+  writeField(viewOf(event), abi.epollEvent.events, EPOLLRDHUP);
+  return owning(new OwnedDescriptor(runtime, libc.epoll_create1(EPOLL_CLOEXEC)), ({ number }) => {
+    checked(abi, "epoll_create1", number);
+    checked(abi, "epoll_ctl", libc.epoll_ctl(number, EPOLL_CTL_ADD, descriptor, event));
+    return checked(abi, "epoll_wait", libc.epoll_wait(number, event, 1, 0)) > 0;
+  });
 }
 
 /** Opens what waiting needs, before the first wait does. */
@@ -115,22 +131,47 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
   });
 }
 
+/**
+ * Waits for the turn behind others, which comes in any case; the signal and the
+ * time limit end the wait, and not theirs.
+ *
+ * @param others Never rejects.
+ */
+export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Promise<void> {
+  return new Promise<void>((resolve, reject) => {
+    const stop = limited(options, reject, (timeoutMs) =>
+      new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before this one to end`));
+    others.then(() => (stop(), resolve()));
+  });
+}
+
 async function wait(runtime: Runtime, descriptor: number, direction: Direction, options: WaitOptions): Promise<void> {
-  const { signal, timeoutMs, keepAlive = true } = options;
-  signal?.throwIfAborted();
+  options.signal?.throwIfAborted();
   if (!canPause(runtime)) return await pause(firstLookMs + Math.random() * longestLookMs, options);
-  const readiness = opened.get(runtime) ?? await readinessOf(runtime);
-  await new Promise<void>((resolve, reject) => {
-    let timer: unknown;
-    const abort = (): void => waiter.reject(signal!.reason);
+  const readiness = opened.get(runtime);
+  if (readiness) return await waitWith(readiness, descriptor, direction, options);
+  const early = { descriptor, isStopped: false };
+  earlyWaits.add(early);
+  try {
+    const readiness = await readinessOf(runtime);
+    options.signal?.throwIfAborted();
+    if (early.isStopped) throw stopped();
+    await waitWith(readiness, descriptor, direction, options);
+  } finally {
+    earlyWaits.delete(early);
+  }
+}
+
+/** Registered before this returns. */
+function waitWith(readiness: Readiness, descriptor: number, direction: Direction, options: WaitOptions): Promise<void> {
+  return new Promise<void>((resolve, reject) => {
     const end = (): void => {
       readiness.remove(descriptor, waiter);
-      if (timer !== undefined) clearTimeout(timer);
-      signal?.removeEventListener("abort", abort);
+      stop();
     };
     const waiter: Waiter = {
       events: direction === "readable" ? readableEvents : EPOLLOUT,
-      keepAlive,
+      keepAlive: options.keepAlive ?? true,
       resolve: () => (end(), resolve()),
       reject: (error) => (end(), reject(error)),
     };
@@ -139,13 +180,34 @@ async function wait(runtime: Runtime, descriptor: number, direction: Direction, 
     } catch (error) {
       return reject(error);
     }
-    signal?.addEventListener("abort", abort, { once: true });
-    if (timeoutMs !== undefined) timer = setTimeout(() => waiter.reject(late(direction, timeoutMs)), timeoutMs);
+    const stop = limited(options, waiter.reject, (timeoutMs) => late(direction, timeoutMs));
   });
+}
+
+/** Calls `end` with the signal's reason, or once the time is over, until what it gives is called. */
+function limited(options: WaitOptions, end: (error: unknown) => void, lateness: (timeoutMs: number) => Error): () => void {
+  const { signal, timeoutMs, keepAlive = true } = options;
+  const abort = (): void => end(signal!.reason);
+  signal?.addEventListener("abort", abort, { once: true });
+  const timer = timeoutMs === undefined
+    ? undefined
+    : setTimeout(() => end(lateness(timeoutMs)), Math.min(timeoutMs, longestTimerMs));
+  if (!keepAlive) (timer as { unref?(): void } | undefined)?.unref?.();
+  return () => {
+    if (timer !== undefined) clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
+  };
 }
 
 function late(direction: Direction, timeoutMs: number): TakeoverError {
   return new TakeoverError("ERR_TAKEOVER_TIMEOUT", `The descriptor was not ${direction} within ${timeoutMs} ms`);
+}
+
+/** Waits that began before there was a bell: until then a descriptor can be closed, and its number another's. */
+const earlyWaits = new Set<{ readonly descriptor: number; isStopped: boolean }>();
+
+function stopped(): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_CLOSED", "The descriptor was closed while it was waited for");
 }
 
 const opening = new WeakMap<Runtime, Promise<Readiness>>();
@@ -243,8 +305,7 @@ class Readiness {
   }
 
   stop(descriptor: number): void {
-    const error = new TakeoverError("ERR_TAKEOVER_CLOSED", "The descriptor was closed while it was waited for");
-    for (const waiter of [...this.#waiters.get(descriptor) ?? []]) waiter.reject(error);
+    for (const waiter of [...this.#waiters.get(descriptor) ?? []]) waiter.reject(stopped());
   }
 
   #watch(descriptor: number, waiters: ReadonlySet<Waiter>, operation: number): void {
@@ -285,7 +346,9 @@ class Readiness {
     const view = viewOf(this.#events);
     let total = 0;
     for (let count = eventCount; count === eventCount; total += count) {
-      count = Math.max(0, libc.epoll_wait(this.#epoll, this.#events, eventCount, 0));
+      do count = libc.epoll_wait(this.#epoll, this.#events, eventCount, 0);
+      while (count === -errnoOf(abi.platform, "EINTR"));
+      count = Math.max(0, count);
       for (let index = 0; index < count; index++) {
         const at = index * size;
         this.#wake(Number(view.getBigUint64(at + data.offset, true)), view.getUint32(at + events.offset, true));

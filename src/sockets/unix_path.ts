@@ -37,6 +37,7 @@ const longestPauseMs = 20;
 export function connectUnix(runtime: Runtime, path: string, type: SocketType, options: WaitOptions): Promise<OwnedDescriptor> {
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, "unix", type)), async (socket) => {
     const until = options.timeoutMs === undefined ? Infinity : Date.now() + options.timeoutMs;
+    options.signal?.throwIfAborted();
     for (let pauseMs = firstPauseMs;; pauseMs = Math.min(pauseMs * 2, longestPauseMs)) {
       try {
         connectSocket(runtime, socket.number, { family: "unix", path });
@@ -102,8 +103,8 @@ function explained(runtime: Runtime, verb: string, path: string, cause: unknown)
   }
   const kind = isSystemError(cause, "ECONNREFUSED", "EADDRINUSE", "EPROTOTYPE", "ENOTSOCK") ? kindOf(runtime, path) : null;
   if (kind !== null && kind !== "socket") {
-    const found = kind === "folder" ? "a folder" : "a file";
-    return new TakeoverError("ERR_TAKEOVER_PATH_KIND", `Cannot ${verb} ${shownPath(path)}: expected a socket, it is ${found}; name a path in it`, { cause });
+    const found = kind === "folder" ? "a folder; name a path in it" : "a file; name another path, or remove it";
+    return new TakeoverError("ERR_TAKEOVER_PATH_KIND", `Cannot ${verb} ${shownPath(path)}: expected a socket, it is ${found}`, { cause });
   }
   if (isSystemError(cause, "EPROTOTYPE")) {
     return new TakeoverError(

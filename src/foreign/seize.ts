@@ -1,0 +1,318 @@
+/**
+ * Taking the listening sockets of a running process that never heard of this
+ * library, so that it is replaced without losing a connection (Linux 5.6).
+ *
+ * ```text
+ * seize     copies of its listeners, through a pidfd           it serves
+ *           this process accepts on its copies                 both serve
+ * pause     its listeners out of its epoll instances           it runs dry
+ * retire    SIGKILL at a moment when it has no connection      it has ended
+ * ```
+ *
+ * @module
+ */
+
+import { Accepting } from "./accepting.ts";
+import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { checked, TakeoverError } from "../errors.ts";
+import { Family } from "./family.ts";
+import type { ForeignSocket } from "./foreign_socket.ts";
+import { defaultLimits } from "../limits.ts";
+import { copyListeners, type SeizedListener } from "./listeners.ts";
+import { ForeignProcess } from "./process.ts";
+import { type Retired, retireFamily, type RetireOptions } from "./retire.ts";
+import type { Runtime } from "../runtime.ts";
+import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../c/sockaddr.ts";
+import { setNonBlocking } from "../sockets/socket.ts";
+
+/** Which process, and which of its listeners. */
+export interface SeizeOptions {
+  /** The process. Of a server with workers the one that started them. */
+  readonly pid: number;
+  /**
+   * Only listeners there: a host, a host with its port (`127.0.0.1:8080`,
+   * `[::1]:8080`), or a Unix path as the server named it (`@name` for an
+   * abstract one).
+   */
+  readonly address?: string;
+  /** Only listeners on this TCP port. */
+  readonly port?: number;
+  /** What the application claims the socket by; its address when left out. Further sockets get `.2`, `.3` behind it. */
+  readonly name?: string;
+  /** Field 22 of /proc/PID/stat (proc(5)): the process is refused when it did not start then. */
+  readonly startTime?: number;
+  /** The program that the process has to run: its path, or the last part of it. */
+  readonly executable?: string;
+}
+
+/** The largest pid that Linux gives (linux/threads.h, PID_MAX_LIMIT). */
+const largestPid = 2 ** 22;
+
+/** What a timer can wait. */
+const longestMs = 2 ** 31 - 1;
+
+/**
+ * Copies the listening sockets of a process. It serves on, and notices nothing.
+ *
+ * @param runtime The runtime's libc.
+ * @param options Which process, and which of its listeners.
+ * @throws {TakeoverError} See `seize` in mod.ts.
+ */
+export function seizeFrom(runtime: Runtime, options: SeizeOptions): Seized {
+  checkOptions(runtime, options);
+  const process = new ForeignProcess(runtime, options.pid);
+  let listeners: SeizedListener[] = [];
+  try {
+    const startTime = checkProcess(process, options);
+    listeners = copyListeners(runtime, process);
+    const wanted = chosen(listeners, options);
+    checkParent(runtime, process, wanted);
+    // What was read under its number was about this process only if it has not ended meanwhile.
+    if (!process.alive) throw process.gone();
+    disposeAll(listeners.filter((each) => !wanted.includes(each)).map(({ descriptor }) => descriptor));
+    return new Seized(runtime, process, startTime, wanted, options.name);
+  } catch (error) {
+    disposeAll(listeners.map(({ descriptor }) => descriptor));
+    process[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Listening sockets of another process, and what becomes of that process. Made by `seize`. */
+export class Seized implements Disposable {
+  /** The other process. */
+  readonly pid: number;
+  /** When it started: field 22 of /proc/PID/stat. */
+  readonly startTime: number;
+  /** This process's copies: they listen, and are non-blocking. Whoever takes a descriptor owns it. */
+  readonly sockets: readonly ForeignSocket[];
+  readonly #process: ForeignProcess;
+  readonly #family: Family;
+  readonly #accepting: Accepting;
+  /** Make the sockets blocking again that were. */
+  readonly #undo: readonly (() => void)[];
+  #stage: "open" | "retiring" | "closed" = "open";
+
+  /** The descriptors and the process become this object's when it returns, and stay the caller's when it throws. */
+  constructor(runtime: Runtime, process: ForeignProcess, startTime: number, listeners: readonly SeizedListener[], name?: string) {
+    this.#process = process;
+    this.pid = process.pid;
+    this.startTime = startTime;
+    const links = new Set(listeners.map(({ link }) => link));
+    this.#family = new Family(runtime, process, links);
+    this.#accepting = new Accepting(runtime, links);
+    try {
+      this.#accepting.keepNumbers(this.#family.members());
+      this.sockets = named(listeners, name);
+      this.#undo = this.sockets.map(({ descriptor }) => unblock(runtime, descriptor));
+    } catch (error) {
+      this.#accepting[Symbol.dispose]();
+      this.#family[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /**
+   * Stops the other process's accepting, if it waits with epoll(7). What it has
+   * accepted it serves; what comes waits in the queue, which this process has too.
+   *
+   * @returns Whether it accepts nothing more. False when it does not wait with
+   *   epoll, or when a descriptor's number there is in use here: it goes on then.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is retired, or this is disposed.
+   */
+  pause(): boolean {
+    this.#checkOpen("pause");
+    return this.#accepting.pause(this.#family.members());
+  }
+
+  /**
+   * Lets the other process accept again after {@linkcode pause}.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is retired, or this is disposed.
+   */
+  resume(): void {
+    this.#checkOpen("resume");
+    this.#accepting.resume();
+  }
+
+  /**
+   * Ends the other process, workers included, at a moment when it has no
+   * connection that came in through these sockets. Call it when this process
+   * accepts. It is killed (SIGKILL), so what it does at its end is not done; all
+   * its listeners go, those that were not seized too.
+   *
+   * With `drainSignal` it is only sent that signal, and ends by itself.
+   *
+   * @param options When to stop waiting, and how it is told.
+   * @returns How it went. Idle kept connections look like busy ones, and are
+   *   cut at the deadline.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is retired already,
+   *   `ERR_TAKEOVER_TIMEOUT` when it cannot be killed.
+   * @throws The reason of `signal`, when that is aborted; it serves on.
+   *
+   * @example
+   * ```ts ignore
+   * const { connections } = await seized.retire({ deadlineMs: 10_000 });
+   * console.log(`${connections} connections were cut`);
+   * ```
+   */
+  async retire(options: RetireOptions = {}): Promise<Retired> {
+    this.#checkOpen("retire");
+    const { deadlineMs = defaultLimits.drainMs } = options;
+    checkRange("wait", deadlineMs, 0, longestMs, "a time in milliseconds");
+    this.#stage = "retiring";
+    let isEnded = false;
+    try {
+      const addresses = this.sockets.map(({ identity }) => identity.address);
+      const retired = await retireFamily(this.#family, this.#accepting, addresses, { ...options, deadlineMs });
+      isEnded = true;
+      return retired;
+    } finally {
+      this.#stage = "open";
+      if (isEnded) this.#close();
+    }
+  }
+
+  /**
+   * Gives everything back: closes the copies that nobody has taken, and lets
+   * the other process accept again. Nothing is left to do after `retire`.
+   */
+  [Symbol.dispose](): void {
+    if (this.#stage === "closed") return;
+    this.#accepting.resume();
+    for (const undo of this.#undo) undo();
+    disposeAll(this.sockets.map(({ descriptor }) => descriptor));
+    this.#close();
+  }
+
+  #close(): void {
+    this.#stage = "closed";
+    this.#accepting[Symbol.dispose]();
+    this.#family[Symbol.dispose]();
+    this.#process[Symbol.dispose]();
+  }
+
+  #checkOpen(what: string): void {
+    if (this.#stage === "open") return;
+    const why = this.#stage === "retiring" ? "it is being retired" : "it was retired, or this was disposed";
+    throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot ${what} process ${this.pid}: ${why}; seize again`);
+  }
+}
+
+function checkOptions({ abi, libc }: Runtime, { pid, address, port }: SeizeOptions): void {
+  if (abi.platform !== "linux") {
+    throw new TakeoverError(
+      "ERR_TAKEOVER_UNSUPPORTED",
+      `Cannot take sockets out of another process on ${abi.platform}: expected Linux 5.6 or later; stop the old server first`,
+    );
+  }
+  checkRange("seize from", pid, 1, largestPid, "a pid");
+  if (pid === libc.getpid()) {
+    throw new TakeoverError("ERR_TAKEOVER_SELF", `Cannot seize from process ${pid}: it is this process; give the pid of the old one`);
+  }
+  if (port !== undefined) checkRange("seize port", port, 1, 65_535, "a port", "ERR_TAKEOVER_ADDRESS");
+  if (address !== undefined && (typeof address !== "string" || address === "")) {
+    throw new TakeoverError(
+      "ERR_TAKEOVER_ADDRESS",
+      `Cannot seize ${JSON.stringify(address)}: expected an address such as 127.0.0.1:8080, or a Unix path`,
+    );
+  }
+}
+
+function checkRange(
+  what: string,
+  value: number,
+  least: number,
+  most: number,
+  kind: string,
+  code: "ERR_TAKEOVER_RANGE" | "ERR_TAKEOVER_ADDRESS" = "ERR_TAKEOVER_RANGE",
+): void {
+  if (Number.isInteger(value) && value >= least && value <= most) return;
+  throw new TakeoverError(code, `Cannot ${what} ${value}: expected ${kind}, an integer from ${least} to ${most}`);
+}
+
+/** Whether it is the process that was meant: a pid is another's once its process has ended. */
+function checkProcess(process: ForeignProcess, { startTime, executable }: SeizeOptions): number {
+  const { status } = process;
+  if (!status) throw process.gone();
+  const runs = process.executable;
+  const isOther = startTime !== undefined && startTime !== status.startTime ||
+    executable !== undefined && runs !== executable && !runs.endsWith(`/${executable}`);
+  if (!isOther) return status.startTime;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_PROCESS",
+    `Cannot seize from process ${process.pid}: expected ${executable ?? "one"} started at ${startTime ?? "any time"}, ` +
+      `it is ${runs || "a program that this user may not know"} started at ${status.startTime}; look the pid up again`,
+  );
+}
+
+/** Of a server with workers only the process that started them can be replaced: it would start another worker. */
+function checkParent(runtime: Runtime, process: ForeignProcess, listeners: readonly SeizedListener[]): void {
+  const parent = parentOf(runtime, process);
+  if (!parent) return;
+  try {
+    if (parent.executable !== process.executable) return;
+    const links = new Set(parent.descriptors().values());
+    if (!listeners.some(({ link }) => links.has(link))) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_PROCESS",
+      `Cannot seize from process ${process.pid}: expected the process that started the workers, ` +
+        `it is a worker of process ${parent.pid}, which has the listener too; seize from that`,
+    );
+  } finally {
+    parent[Symbol.dispose]();
+  }
+}
+
+/** The parent, unless it is this process, or not to be seen. */
+function parentOf(runtime: Runtime, process: ForeignProcess): ForeignProcess | null {
+  const pid = process.status?.parent ?? 0;
+  if (pid <= 1 || pid === runtime.libc.getpid()) return null;
+  try {
+    return new ForeignProcess(runtime, pid);
+  } catch {
+    return null; // Ended since.
+  }
+}
+
+function chosen(listeners: readonly SeizedListener[], options: SeizeOptions): SeizedListener[] {
+  const found = listeners.filter(({ identity }) => isWanted(identity.address, options));
+  if (found.length > 0) return found;
+  const { pid, address, port } = options;
+  const wanted = [address, port === undefined ? "" : `port ${port}`].filter(Boolean).join(" and ") || "any address";
+  const there = listeners.map(({ identity }) => formatAddress(identity.address)).join(", ") || "none";
+  throw new TakeoverError(
+    "ERR_TAKEOVER_NO_LISTENER",
+    `Cannot seize from process ${pid}: expected a listening socket at ${wanted}, its listening sockets are: ${there}`,
+  );
+}
+
+function isWanted(there: SocketAddress, { address, port }: SeizeOptions): boolean {
+  if (port !== undefined && (there.family === "unix" || there.port !== port)) return false;
+  if (address === undefined || address === formatAddress(there)) return true;
+  if (there.family === "unix") return false;
+  const inet6 = parseInet6(address.replace(/^\[(.*)\]$/, "$1"));
+  return (inet6 ? formatInet6(inet6) : address) === there.hostname;
+}
+
+/** Makes a socket non-blocking, and gives what undoes it, unless the socket was taken. */
+function unblock(runtime: Runtime, descriptor: OwnedDescriptor): () => void {
+  const { abi, libc } = runtime;
+  const { F_GETFL, F_SETFL } = abi.constants;
+  const flags = checked(abi, "fcntl", libc.fcntl(descriptor.number, F_GETFL, 0));
+  setNonBlocking(runtime, descriptor.number);
+  return () => {
+    if (descriptor.number >= 0) libc.fcntl(descriptor.number, F_SETFL, flags);
+  };
+}
+
+/** Members of an SO_REUSEPORT group have one address, and need names of their own. */
+function named(listeners: readonly SeizedListener[], name?: string): ForeignSocket[] {
+  const counts = new Map<string, number>();
+  return listeners.map(({ descriptor, identity }) => {
+    const base = name ?? formatAddress(identity.address);
+    const count = (counts.get(base) ?? 0) + 1;
+    counts.set(base, count);
+    return { name: count === 1 ? base : `${base}.${count}`, descriptor, identity };
+  });
+}

@@ -1,0 +1,333 @@
+/**
+ * Sockets taken out of a process that knows nothing of it: a small server in
+ * Python, which listens with poll, or with epoll under a number that the test
+ * chooses.
+ */
+
+import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import net from "node:net";
+import { basename } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { type SeizeOptions, seizeFrom, type Seized } from "../../src/foreign/seize.ts";
+import { cookieOf, duplicate, isListening } from "../../src/sockets/socket.ts";
+import { commandHere, run, TemporaryFolder } from "../unit/children.ts";
+import { ask, patienceMs, queuedCount, runtime, sleep, takeoverError, test, until } from "./support.ts";
+
+/**
+ * Listens on two ports and a path, on one of them with two descriptors.
+ * Arguments: the path; the number under which the first is in an epoll
+ * instance, or 0 for poll; how many workers are forked. Each ends with its parent.
+ */
+const program = `
+import json, os, select, socket, sys, threading
+path, number, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+one, two, three = socket.socket(), socket.socket(), socket.socket(socket.AF_UNIX)
+for each, address in ((one, ("127.0.0.1", 0)), (two, ("127.0.0.1", 0)), (three, path)):
+    each.bind(address)
+    each.listen(16)
+one.setblocking(False)
+second = one.dup()
+if number:
+    os.dup2(one.fileno(), number)
+    waiting = select.epoll()
+    waiting.register(number, select.EPOLLIN)
+else:
+    waiting = select.poll()
+    waiting.register(one, select.POLLIN)
+pids, main, parent = [], os.getpid(), os.getppid()
+for _ in range(workers):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        parent = main
+        break
+print(json.dumps({"ports": [one.getsockname()[1], two.getsockname()[1]], "workers": pids}), flush=True) if all(pids) else None
+def keep(connection):
+    connection.recv(1)
+    connection.close()
+while os.getppid() == parent:
+    waiting.poll(0.1 if number else 100)
+    try:
+        connection = one.accept()[0]
+    except BlockingIOError:
+        continue
+    if b"keep" in connection.recv(1000):
+        threading.Thread(target=keep, args=(connection,), daemon=True).start()
+    else:
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\nold")
+        connection.close()
+`;
+
+/** The other process. */
+interface Other {
+  readonly pid: number;
+  readonly path: string;
+  readonly ports: readonly [number, number];
+  readonly workers: readonly number[];
+  readonly to: net.NetConnectOpts;
+  /** The signal that ended it. */
+  readonly ended: Promise<string>;
+}
+
+/** Runs something beside another process, which is gone afterwards. */
+async function beside(body: (other: Other) => Promise<void>, number = 0, workers = 0): Promise<void> {
+  using folder = new TemporaryFolder();
+  const path = folder.file("three.sock");
+  const child = spawn("python3", ["-c", program, path, String(number), String(workers)], { stdio: ["ignore", "pipe", "inherit"] });
+  const ended = once(child, "exit").then(([, signal]) => signal as string);
+  try {
+    const [line] = await once(createInterface({ input: child.stdout }), "line");
+    const told = JSON.parse(line);
+    await body({ pid: child.pid!, path, to: { host: "127.0.0.1", port: told.ports[0] }, ended, ...told });
+  } finally {
+    child.kill("SIGKILL");
+    await ended;
+    child.stdout.destroy();
+  }
+}
+
+/** Seizes, and gives everything back afterwards. */
+async function seizing(options: SeizeOptions, body: (seized: Seized) => void | Promise<void>): Promise<void> {
+  const seized = seizeFrom(runtime, options);
+  try {
+    await body(seized);
+  } finally {
+    seized[Symbol.dispose]();
+    for (const { descriptor } of seized.sockets) descriptor[Symbol.dispose]();
+  }
+}
+
+/** What ends the names of the sockets that were taken. */
+function namesOf({ sockets }: Seized): string[] {
+  return sockets.map(({ name }) => name);
+}
+
+function stateOf(pid: number): string {
+  return /^State:\s+(\w)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]!;
+}
+
+/** A connection that the other process has accepted, read from, and keeps. */
+async function keptConnection({ pid, to }: Other): Promise<net.Socket> {
+  const before = socketCount(pid);
+  const socket = net.connect(to);
+  socket.on("error", () => {});
+  socket.write("keep");
+  await until(() => socketCount(pid) > before, "the other to accept");
+  return socket;
+}
+
+function socketCount(pid: number): number {
+  const folder = `/proc/${pid}/fd`;
+  return readdirSync(folder).filter((name) => readlinkSync(`${folder}/${name}`).startsWith("socket:")).length;
+}
+
+test("seizeFrom copies the listener on a port, and the other process serves on", async () => {
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, async ({ sockets, pid }) => {
+      const { name, descriptor, identity } = sockets[0]!;
+      const address = { family: "inet", hostname: "127.0.0.1", port: other.ports[0] };
+      assert.deepEqual([pid, sockets.length, name], [other.pid, 1, `127.0.0.1:${other.ports[0]}`]);
+      assert.deepEqual(identity, { family: "inet", type: "stream", listening: true, address, cookie: cookieOf(runtime, descriptor.number) });
+      assert.match(await ask(other.to), /old$/);
+      process.kill(other.pid, "SIGKILL");
+      await other.ended;
+      assert.equal(isListening(runtime, descriptor.number), true, "it lives on without the process");
+    });
+  });
+});
+
+test("seizeFrom copies every listener once, whatever its family, when none is named", async () => {
+  await beside(async ({ pid, ports, path }) => {
+    await seizing({ pid }, (seized) => {
+      assert.deepEqual(namesOf(seized), [`127.0.0.1:${ports[0]}`, `127.0.0.1:${ports[1]}`, path]);
+    });
+  });
+});
+
+test("seizeFrom takes a host, a host with its port, and a Unix path for an address", async () => {
+  await beside(async ({ pid, ports, path }) => {
+    const both = [`127.0.0.1:${ports[0]}`, `127.0.0.1:${ports[1]}`];
+    await seizing({ pid, address: "127.0.0.1" }, (seized) => assert.deepEqual(namesOf(seized), both));
+    await seizing({ pid, address: both[1]! }, (seized) => assert.deepEqual(namesOf(seized), [both[1]]));
+    await seizing({ pid, address: path }, (seized) => assert.deepEqual(namesOf(seized), [path]));
+    await seizing({ pid, address: "127.0.0.1", name: "web" }, (seized) => assert.deepEqual(namesOf(seized), ["web", "web.2"]));
+  });
+});
+
+test("seizeFrom lists the listeners that there are when the one that is wanted is not", async () => {
+  await beside(({ pid, ports, path }) => {
+    const listed = `127\\.0\\.0\\.1:${ports[0]}, 127\\.0\\.0\\.1:${ports[1]}, ${path.replaceAll(".", "\\.")}$`;
+    for (const wanted of [{ port: 1 }, { address: "127.0.0.2" }, { address: "/run/x.sock" }, { address: path, port: ports[0] }]) {
+      assert.throws(() => seizeFrom(runtime, { pid, ...wanted }), {
+        ...takeoverError("ERR_TAKEOVER_NO_LISTENER"),
+        message: new RegExp(listed),
+      });
+    }
+    return Promise.resolve();
+  });
+});
+
+test("seizeFrom refuses a process that has ended, and one that is not the one that was meant", async () => {
+  let pid = 0;
+  await beside(async (other) => {
+    pid = other.pid;
+    const executable = readlinkSync(`/proc/${pid}/exe`);
+    let startTime = 0;
+    await seizing({ pid, executable }, (seized) => void (startTime = seized.startTime));
+    await seizing({ pid, startTime, executable: basename(executable) }, () => {});
+    for (const meant of [{ startTime: startTime + 1 }, { executable: "nginx" }, { executable: executable.slice(2) }]) {
+      assert.throws(() => seizeFrom(runtime, { pid, ...meant }), takeoverError("ERR_TAKEOVER_PROCESS"));
+    }
+  });
+  assert.throws(() => seizeFrom(runtime, { pid }), takeoverError("ERR_TAKEOVER_PROCESS"));
+});
+
+test("seizeFrom refuses this process", () => {
+  assert.throws(() => seizeFrom(runtime, { pid: process.pid }), takeoverError("ERR_TAKEOVER_SELF"));
+});
+
+test("seizeFrom refuses a worker, and names the process that started it", async () => {
+  await beside(({ pid, workers }) => {
+    assert.throws(() => seizeFrom(runtime, { pid: workers[0]! }), {
+      ...takeoverError("ERR_TAKEOVER_PROCESS"),
+      message: new RegExp(`worker of process ${pid},`),
+    });
+    return Promise.resolve();
+  }, 0, 1);
+});
+
+const isRoot = process.getuid!() === 0;
+const hasSetpriv = spawnSync("setpriv", ["--version"]).status === 0;
+const withSetpriv = { skip: isRoot && !hasSetpriv && process.env.CI !== "true" ? "setpriv is not installed" : false };
+
+test("seizeFrom says which permission it has not", withSetpriv, async () => {
+  const other = isRoot ? spawn("setpriv", ["--reuid=65534", "--clear-groups", "sleep", "60"], { stdio: "ignore" }) : null;
+  const exit = other && once(other, "exit");
+  using folder = new TemporaryFolder();
+  try {
+    const file = folder.file("seize.mjs");
+    const mod = new URL("../../mod.ts", import.meta.url).href;
+    const text = `import { seize } from "${mod}";
+      await seize({ pid: ${other?.pid ?? 1} }).catch(({ code, message }) => console.log(code, message));`;
+    writeFileSync(file, text);
+    if (other) await until(() => readFileSync(`/proc/${other.pid}/comm`, "utf8") === "sleep\n", "the other to start");
+    const without = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
+    const { stdout, stderr } = await run([...(isRoot ? without : []), ...commandHere(file)]);
+    assert.match(stdout, /^ERR_TAKEOVER_PTRACE .*ptrace_scope at 0 \(it is .*CAP_SYS_PTRACE/, stderr);
+  } finally {
+    other?.kill("SIGKILL");
+    await exit;
+  }
+});
+
+/** No process has that many descriptors by itself, and the tests have room for it. */
+const freeNumber = 700;
+
+test("pause keeps a process with epoll from accepting, and resume lets it", async () => {
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      assert.equal(seized.pause(), true);
+      assert.equal(seized.pause(), true, "it stays paused");
+      const answer = ask(other.to);
+      const { number } = seized.sockets[0]!.descriptor;
+      await until(() => queuedCount(number) === 1, "the connection to wait");
+      seized.resume();
+      assert.match(await answer, /old$/);
+      seized.pause();
+    });
+    assert.match(await ask(other.to), /old$/, "disposing resumes");
+  }, freeNumber);
+});
+
+test("pause changes nothing when the number is in use here, or the process has no epoll", async () => {
+  for (const number of [2, 0]) {
+    await beside(async (other) => {
+      await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+        assert.equal(seized.pause(), false);
+        assert.match(await ask(other.to), /old$/);
+      });
+    }, number);
+  }
+});
+
+test("retire kills a process without a connection, and its workers", async () => {
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const { connections, paused } = await seized.retire();
+      assert.deepEqual([connections, paused, await other.ended], [0, false, "SIGKILL"]);
+      for (const worker of other.workers) {
+        assert.ok(!existsSync(`/proc/${worker}`) || stateOf(worker) === "Z", `worker ${worker}`);
+      }
+      await assert.rejects(seized.retire(), takeoverError("ERR_TAKEOVER_STATE"));
+    });
+  }, 0, 2);
+});
+
+test("retire waits for a connection until it ends", async () => {
+  await beside(async (other) => {
+    const socket = await keptConnection(other);
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      let isOver = false;
+      const retired = seized.retire({ deadlineMs: patienceMs }).finally(() => isOver = true);
+      await sleep(100);
+      assert.equal(isOver, false);
+      socket.destroy();
+      assert.equal((await retired).connections, 0);
+      assert.equal(await other.ended, "SIGKILL");
+    });
+  }, freeNumber);
+});
+
+test("retire counts the connections that it cuts at the deadline", async () => {
+  await beside(async (other) => {
+    const socket = await keptConnection(other);
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const { connections, ms } = await seized.retire({ deadlineMs: 60 });
+      assert.equal(connections, 1);
+      assert.ok(ms >= 60);
+    });
+    socket.destroy();
+  });
+});
+
+test("retire leaves the process running when it is aborted", async () => {
+  await beside(async (other) => {
+    const socket = await keptConnection(other);
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const controller = new AbortController();
+      const retired = seized.retire({ deadlineMs: patienceMs, signal: controller.signal });
+      await assert.rejects(seized.retire(), takeoverError("ERR_TAKEOVER_STATE"));
+      await sleep(50);
+      controller.abort(new Error("changed my mind"));
+      await assert.rejects(retired, { message: "changed my mind" });
+      assert.notEqual(stateOf(other.pid), "T");
+      assert.match(await ask(other.to), /old$/);
+    });
+    socket.destroy();
+  }, freeNumber);
+});
+
+test("retire sends the signal on which the process ends by itself", async () => {
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const { connections } = await seized.retire({ drainSignal: "SIGTERM" });
+      assert.deepEqual([connections, await other.ended], [0, "SIGTERM"]);
+    });
+  });
+});
+
+test("dispose makes the sockets blocking again that were, unless they were taken", async () => {
+  const { F_GETFL, O_NONBLOCK } = runtime.abi.constants;
+  const isNonBlocking = (number: number) => (runtime.libc.fcntl(number, F_GETFL, 0) & O_NONBLOCK) !== 0;
+  await beside(async ({ pid, ports }) => {
+    let copy = -1;
+    await seizing({ pid, port: ports[1] }, ({ sockets }) => void (copy = duplicate(runtime, sockets[0]!.descriptor.number)));
+    assert.equal(isNonBlocking(copy), false);
+    await seizing({ pid, port: ports[1] }, ({ sockets }) => void runtime.libc.close(sockets[0]!.descriptor.take()));
+    assert.equal(isNonBlocking(copy), true);
+    runtime.libc.close(copy);
+  });
+});

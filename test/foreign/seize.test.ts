@@ -1,0 +1,127 @@
+/**
+ * Servers that never heard of this library are replaced under load, and no
+ * request is lost: node:http, Python's http.server, nginx.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { test } from "node:test";
+import { binaries, commandFor, root } from "../support/binaries.mjs";
+import { whoServes } from "../support/http.ts";
+import { freePort, Scratch, sleep, startLoad, summaryOf } from "../support/relay.ts";
+import { type RuntimeName, Server } from "../support/server.ts";
+
+const freshPerSecond = 1_000;
+
+/** In CI a missing program is a failure: the test then runs, and says so. */
+function unless(program: string, ...args: string[]): { skip: string | false } {
+  const isMissing = spawnSync(program, args).error !== undefined && process.env.CI !== "true";
+  return { skip: isMissing ? `${program} is not installed` : false };
+}
+
+const withPython = unless("python3", "--version");
+const withNginx = unless("nginx", "-v");
+
+/** Starts the plain server on Node. */
+async function startNode(env: Record<string, string>): Promise<Server> {
+  const server = new Server("node", "", env, [binaries.node26, join(root, "test/fixtures/plain_http.mjs")]);
+  await server.event("ready");
+  return server;
+}
+
+async function startPython(env: Record<string, string>): Promise<Server> {
+  const server = new Server("node", "", env, ["python3", join(root, "test/fixtures/plain_http.py")]);
+  await server.event("ready");
+  return server;
+}
+
+/** nginx with two workers; it says nothing when it listens. */
+async function startNginx({ PORT }: { readonly PORT: string }, folder: string): Promise<Server> {
+  const file = join(folder, "nginx.conf");
+  writeFileSync(
+    file,
+    `daemon off; worker_processes 2; pid ${folder}/pid; error_log ${folder}/error.log;
+    events { worker_connections 1024; }
+    http {
+      access_log off;
+      ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder}/${name};`).join(" ")}
+      server { listen 127.0.0.1:${PORT}; location / { return 200 '{"runtime":"nginx","generation":0}'; } }
+    }`,
+  );
+  const server = new Server("node", "", {}, ["nginx", "-p", folder, "-c", file, "-e", `${folder}/error.log`]);
+  for (let tries = 200; tries > 0; tries--) {
+    const isThere = await whoServes(Number(PORT)).then(() => true, () => false);
+    if (isThere) return server;
+    await sleep(20);
+  }
+  throw new Error(`nginx does not answer: ${server.stderr}`);
+}
+
+type Start = (env: { readonly PORT: string }, folder: string) => Promise<Server>;
+
+/** Starts the example, which seizes. */
+function startSuccessor(runtime: RuntimeName, pid: number, port: number, folder: string, env: Record<string, string> = {}): Server {
+  const command = commandFor(runtime, join(root, "examples/seize.ts"), [String(pid), String(port)]);
+  return new Server(runtime, "", { TAKEOVER: join(folder, `${runtime}.sock`), ...env }, command);
+}
+
+/** Replaces a server under load, by each of the three runtimes in turn. */
+async function replacesUnderLoad(start: Start, env: Record<string, string> = {}): Promise<void> {
+  for (const runtime of ["deno", "bun", "node"] as const) {
+    using scratch = new Scratch();
+    const port = await freePort();
+    await using old = await start({ PORT: String(port) }, scratch.path);
+    const load = startLoad({ port, seconds: 60, freshPerSecond });
+    await sleep(500);
+    await using successor = startSuccessor(runtime, old.pid, port, scratch.path, env);
+    const retired = await successor.event("retired");
+    await old.ended;
+    await sleep(500);
+    load.stop();
+    const report = await load.report;
+    const { ms, rounds, paused } = retired;
+    console.log(`${runtime}: retired after ${ms} ms, ${rounds} rounds, paused ${paused}; ${summaryOf(report)}`);
+    assert.deepEqual(report.failures, {});
+    assert.equal(retired.connections, 0);
+    assert.equal(Object.keys(report.byServer).length, 2, "both answered");
+  }
+}
+
+test("kill-then-start loses requests, and the load client counts them", async () => {
+  const port = await freePort();
+  await using old = await startNode({ PORT: String(port) });
+  const load = startLoad({ port, seconds: 60, freshPerSecond });
+  await sleep(500);
+  old.signal("SIGKILL");
+  await old.ended;
+  await using next = await startNode({ PORT: String(port) });
+  await sleep(300);
+  load.stop();
+  const report = await load.report;
+  console.log(summaryOf(report));
+  assert.equal((await whoServes(port)).pid, next.pid);
+  assert.ok((report.failures["fresh request: ECONNREFUSED"] ?? 0) > 0);
+});
+
+test("seize replaces an unmodified Node server, and no request is lost", async () => {
+  await replacesUnderLoad(startNode);
+});
+
+test("seize replaces an unmodified Python server, which has no epoll, and no request is lost", withPython, async () => {
+  await replacesUnderLoad(startPython);
+});
+
+test("seize replaces a Python server with forked workers, and none of them is left", withPython, async () => {
+  await replacesUnderLoad(({ PORT }) => startPython({ PORT, WORKERS: "2" }));
+});
+
+test("seize replaces an unmodified nginx with two workers, which drains on SIGQUIT, and no request is lost", withNginx, async () => {
+  await replacesUnderLoad(startNginx, { DRAIN_SIGNAL: "SIGQUIT" });
+});
+
+test("seize replaces a Node server whose answers take 100 ms, and no request is lost", async () => {
+  await replacesUnderLoad(({ PORT }) => startNode({ PORT, SLOW_MS: "100" }));
+});
