@@ -42,7 +42,8 @@ import {
   type HaproxyServiceOptions,
 } from "./src/foreign/haproxy_service.ts";
 import { Notifier, type NotifierOptions } from "./src/foreign/notify.ts";
-import { type Seized, seizeFrom, type SeizeOptions } from "./src/foreign/seize.ts";
+import type { SeizeOptions } from "./src/foreign/choice.ts";
+import { type Seized, seizeFrom } from "./src/foreign/seize.ts";
 import { Takeover, type TakeoverOptions } from "./src/handover/takeover.ts";
 
 /**
@@ -378,7 +379,11 @@ export function adoptListener<T>(
   open: (at: UnixOpening) => T,
   options?: AdoptOptions,
 ): Promise<Awaited<T>>;
-export async function adoptListener<T>(descriptor: Descriptor, open: (at: never) => T, options?: AdoptOptions): Promise<Awaited<T>> {
+export async function adoptListener<T>(
+  descriptor: Descriptor,
+  open: (at: never) => T,
+  options?: AdoptOptions,
+): Promise<Awaited<T>> {
   return await natives.adoptListener(await openRuntime(), descriptor, open, options);
 }
 
@@ -416,7 +421,11 @@ export function adoptConnection<T>(
   open: (at: UnixOpening) => T,
   options?: AdoptOptions,
 ): Promise<Awaited<T>>;
-export async function adoptConnection<T>(descriptor: Descriptor, open: (at: never) => T, options?: AdoptOptions): Promise<Awaited<T>> {
+export async function adoptConnection<T>(
+  descriptor: Descriptor,
+  open: (at: never) => T,
+  options?: AdoptOptions,
+): Promise<Awaited<T>> {
   return await natives.adoptConnection(await openRuntime(), descriptor, open, options);
 }
 
@@ -449,7 +458,11 @@ export function adoptDatagram<T>(
   open: (at: UnixDatagramOpening) => T,
   options?: AdoptOptions,
 ): Promise<Awaited<T>>;
-export async function adoptDatagram<T>(descriptor: Descriptor, open: (at: never) => T, options?: AdoptOptions): Promise<Awaited<T>> {
+export async function adoptDatagram<T>(
+  descriptor: Descriptor,
+  open: (at: never) => T,
+  options?: AdoptOptions,
+): Promise<Awaited<T>> {
   return await natives.adoptDatagram(await openRuntime(), descriptor, open, options);
 }
 
@@ -558,7 +571,10 @@ async function load(): Promise<Runtime> {
 /** What answers at once cannot wait for libc. */
 function openedRuntime(what: string): Runtime {
   if (current) return current;
-  throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot ${what} before libc is bound: await openRuntime() once, or anything else of this module`);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot ${what} before libc is bound: await openRuntime() once, or anything else of this module`,
+  );
 }
 
 function importRuntime(): Promise<{ openRuntime(): Promise<Runtime> }> {
@@ -596,7 +612,7 @@ export type { SocketType } from "./src/sockets/socket.ts";
 export type { PathOptions } from "./src/sockets/unix_path.ts";
 export type { ForeignSocket } from "./src/foreign/foreign_socket.ts";
 export { Seized } from "./src/foreign/seize.ts";
-export type { SeizeOptions } from "./src/foreign/seize.ts";
+export type { SeizeOptions } from "./src/foreign/choice.ts";
 export type { Retired, RetireOptions } from "./src/foreign/retire.ts";
 export type { Signal } from "./src/foreign/process.ts";
 export { SystemError, TakeoverError, TruncatedError } from "./src/errors.ts";

@@ -7,7 +7,17 @@
  */
 
 import { type RuntimeName, runtimes, Server } from "../test/support/server.ts";
-import { interleave, median, type Options, Player, processorTimeOf, rounded, type Row, sleep, type Table } from "./support.ts";
+import {
+  interleave,
+  median,
+  type Options,
+  Player,
+  processorTimeOf,
+  rounded,
+  type Row,
+  sleep,
+  type Table,
+} from "./support.ts";
 
 const script = "bench/servers/adopt.ts";
 
@@ -75,7 +85,11 @@ function speedOf({ runtime, way }: Contestant, rounds: readonly Record<What, Fig
   };
 }
 
-async function restOf(pid: number, { cycleUs, descriptorDrift, registrationDrift }: Figures, restMs: number): Promise<Row> {
+async function restOf(
+  pid: number,
+  { cycleUs, descriptorDrift, registrationDrift }: Figures,
+  restMs: number,
+): Promise<Row> {
   await sleep(restMs / 3);
   const before = processorTimeOf(pid);
   await sleep(restMs);

@@ -74,7 +74,8 @@ static int accept_one(int listener, int flags) {
 static void send_one(int channel, int fd) {
   struct iovec part = { .iov_base = (void *)word, .iov_len = strlen(word) };
   union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr header; } control = { 0 };
-  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control };
+  message.msg_controllen = sizeof control;
   struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
   rights->cmsg_level = SOL_SOCKET;
   rights->cmsg_type = SCM_RIGHTS;

@@ -41,8 +41,7 @@ await main(stats, haproxy).catch((error) => {
 
 async function main(stats: string, haproxy: number): Promise<void> {
   const sockets = await socketsFromHaproxy(stats);
-  const activated = sockets.map((socket) => ({ ...socket, source: "systemd" as const }));
-  const takeover = await takeOver(env.TAKEOVER ?? "/tmp/socket-takeover-haproxy.sock", { activated });
+  const takeover = await takeOver(env.TAKEOVER ?? "/tmp/socket-takeover-haproxy.sock", { inherit: sockets });
   const streams = sockets.filter(({ identity }) => identity.type === "stream");
   for (const { name, identity } of streams) {
     await takeover.listen(name, identity.address as TcpEndpoint, (at) => {

@@ -19,7 +19,7 @@
 
 import { createServer } from "node:http";
 import process from "node:process";
-import { formatAddress, type RetireOptions, seize, SystemError, takeOver, TakeoverError } from "../mod.ts";
+import { formatAddress, seize, type Signal, SystemError, takeOver, TakeoverError } from "../mod.ts";
 
 // deno-lint-ignore no-explicit-any
 const { Deno, Bun } = globalThis as any;
@@ -37,8 +37,7 @@ async function main(oldPid: number, port: number): Promise<void> {
   const seized = await seize({ pid: oldPid, port });
   const [web] = seized.sockets;
   const path = env.TAKEOVER ?? `/tmp/socket-takeover-seize-${port}.sock`;
-  const activated = seized.sockets.map((socket) => ({ ...socket, source: "systemd" as const }));
-  const takeover = await takeOver(path, { activated });
+  const takeover = await takeOver(path, { inherit: seized.sockets });
   const { hostname } = web!.identity.address as { hostname: string };
   await takeover.listen(web!.name, { hostname, port }, (at) => {
     if (Deno) return Deno.serve({ ...at, onListen() {} }, answer);
@@ -48,9 +47,10 @@ async function main(oldPid: number, port: number): Promise<void> {
   await takeover.ready();
   report("ready", { addr: formatAddress(takeover.addr(web!.name)) });
 
-  const options: RetireOptions = { deadlineMs: Number(env.DEADLINE_MS ?? 30_000) };
-  const { DRAIN_SIGNAL } = env as Pick<RetireOptions, never> & { DRAIN_SIGNAL?: RetireOptions["drainSignal"] };
-  report("retired", { ...await seized.retire(DRAIN_SIGNAL ? { ...options, drainSignal: DRAIN_SIGNAL } : options) });
+  const { DEADLINE_MS, DRAIN_SIGNAL } = env;
+  const deadlineMs = Number(DEADLINE_MS ?? 30_000);
+  const drainSignal = DRAIN_SIGNAL as Signal | undefined;
+  report("retired", { ...await seized.retire(drainSignal ? { deadlineMs, drainSignal } : { deadlineMs }) });
 
   process.once("SIGTERM", async () => {
     await takeover.close();

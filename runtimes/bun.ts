@@ -135,7 +135,10 @@ export async function serverFrom<T>(descriptor: Descriptor, open: (at: TcpOpenin
  * const socket = await connectionFrom(descriptor, (at) => Bun.connect({ ...at, socket: { data(socket, bytes) {} } }));
  * ```
  */
-export async function connectionFrom<T>(descriptor: Descriptor, open: (at: DescriptorOpening) => T): Promise<Awaited<T>> {
+export async function connectionFrom<T>(
+  descriptor: Descriptor,
+  open: (at: DescriptorOpening) => T,
+): Promise<Awaited<T>> {
   return await adoptNumber(current(), descriptor, "connection", (fd, { local }) => open(openingOf(fd, local)));
 }
 

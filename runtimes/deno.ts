@@ -98,7 +98,11 @@ export async function serverFrom(
   handler: Deno.ServeHandler,
   options: Deno.ServeOptions = {},
 ): Promise<Deno.HttpServer> {
-  return await adoptListener(current(), descriptor, (at: Deno.ServeTcpOptions) => Deno.serve({ ...at, ...options }, handler));
+  return await adoptListener(
+    current(),
+    descriptor,
+    (at: Deno.ServeTcpOptions) => Deno.serve({ ...at, ...options }, handler),
+  );
 }
 
 /**
@@ -167,6 +171,8 @@ function open(): Runtime {
   // errno has one address for the life of a thread, and JavaScript stays on its own.
   const errno = new deno.UnsafePointerView(library[abi.errnoLocation]!());
   const libc = bindTable(abi, library, () => errno.getInt32());
+  // /proc goes on telling what the process was started with.
+  const unset = new Set<string>();
   const mayUse = (variable: string) => deno.permissions.querySync({ name: "env", variable }).state === "granted";
   return {
     name: "deno",
@@ -177,8 +183,12 @@ function open(): Runtime {
     addressOf: (bytes) => deno.UnsafePointer.value(deno.UnsafePointer.of(bytes)),
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
     adoptListener: listenOn,
-    env: (name) => mayUse(name) ? deno.env.get(name) : environment(abi, libc).get(name),
-    unsetEnv: (name) => mayUse(name) ? deno.env.delete(name) : void libc.unsetenv(cString(name)),
+    env: (name) => mayUse(name) ? deno.env.get(name) : unset.has(name) ? undefined : environment(abi, libc).get(name),
+    unsetEnv: (name) => {
+      if (mayUse(name)) return deno.env.delete(name);
+      libc.unsetenv(cString(name));
+      unset.add(name);
+    },
     lookup,
     present,
     inspect: (native) => inspectDeno(native) ?? inspect(native),

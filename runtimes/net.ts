@@ -74,7 +74,11 @@ export async function listenOn(
 }
 
 /** Makes a server listen on a descriptor: `net.Server.listen({ fd })`. */
-export async function listenFrom<S extends net.Server>(runtime: Runtime, descriptor: Descriptor, server: S): Promise<S> {
+export async function listenFrom<S extends net.Server>(
+  runtime: Runtime,
+  descriptor: Descriptor,
+  server: S,
+): Promise<S> {
   return await adoptNumber(runtime, descriptor, "listener", async (fd) => {
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
@@ -223,8 +227,9 @@ export function present(native: unknown, address: SocketAddress, peer: SocketAdd
   if (typeof native !== "object" || native === null) return;
   if (peer) return presentConnection(native, address, peer);
   // Not instanceof: on Bun an http.Server is no net.Server.
-  if ("address" in native && typeof native.address === "function") override(native, "address", () => nodeAddress(address));
-  else if ("addr" in native) override(native, "addr", denoAddress(address, "receive" in native));
+  if ("address" in native && typeof native.address === "function") {
+    override(native, "address", () => nodeAddress(address));
+  } else if ("addr" in native) override(native, "addr", denoAddress(address, "receive" in native));
   else if (address.family !== "unix" && "hostname" in native && "port" in native) {
     override(native, "hostname", address.hostname);
     override(native, "port", address.port);

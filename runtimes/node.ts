@@ -133,7 +133,10 @@ export async function listenerFrom<S extends net.Server>(descriptor: Descriptor,
  * httpServer.emit("connection", socket);
  * ```
  */
-export async function connectionFrom(descriptor: Descriptor, options: net.SocketConstructorOpts = {}): Promise<net.Socket> {
+export async function connectionFrom(
+  descriptor: Descriptor,
+  options: net.SocketConstructorOpts = {},
+): Promise<net.Socket> {
   return await socketFrom(current(), descriptor, options);
 }
 

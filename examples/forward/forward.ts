@@ -54,7 +54,7 @@ async function receive(channel: FdChannel): Promise<void> {
     using message = await channel.receive({ minFds: 1, maxFds: 1, maxBytes: 64, timeoutMs: messageMs });
     if (message === null) return; // Somebody looked whether anybody listens.
     const word = new TextDecoder().decode(message.bytes);
-    if (word !== "forward") throw new Error(`Cannot take a connection: expected "forward", ${JSON.stringify(word)} came`);
+    if (word !== "forward") throw new Error(`Cannot take this: expected "forward", got ${JSON.stringify(word)}`);
     report("answered", await answer(message.fds[0]!, "process by forward", { requestMs }));
   } catch (error) {
     report("refused", { message: (error as Error).message });
@@ -66,7 +66,7 @@ async function receive(channel: FdChannel): Promise<void> {
 function refuse(error: unknown): never {
   if (!(error instanceof TakeoverError || error instanceof SystemError)) throw error;
   const isLive = error.code === "EADDRINUSE";
-  const message = isLive ? `Cannot listen on ${path}: somebody listens there; end it, or set FORWARD_SOCKET` : error.message;
-  report("refused", { code: error.code, message });
+  const why = isLive ? `Cannot listen on ${path}: somebody does already; end it, or set FORWARD_SOCKET` : error.message;
+  report("refused", { code: error.code, message: why });
   process.exit(1);
 }

@@ -23,7 +23,14 @@
  */
 
 import process from "node:process";
-import { connectChannel, formatAddress, openAcceptor, type OwnedDescriptor, SystemError, TakeoverError } from "../../mod.ts";
+import {
+  connectChannel,
+  formatAddress,
+  openAcceptor,
+  type OwnedDescriptor,
+  SystemError,
+  TakeoverError,
+} from "../../mod.ts";
 import { answer, report } from "./answer.ts";
 import { whoAnswers } from "./watch.ts";
 

@@ -35,6 +35,8 @@ export interface InheritedDescriptor {
    * systemd passes: FIFOs, netlink sockets, what lay in its descriptor store.
    */
   readonly identity: SocketIdentity | null;
+  /** Always: its place, the path above all, is left to who passed it. */
+  readonly isSupervised: true;
 }
 
 /** systemd's SD_LISTEN_FDS_START: below are the standard streams. */
@@ -228,7 +230,7 @@ function take(runtime: Runtime, { source, variable, number, name }: Named): Inhe
   }
   setCloseOnExec(runtime, number);
   if (identity) setNonBlocking(runtime, number);
-  return { name, source, descriptor: new OwnedDescriptor(runtime, number), identity };
+  return { name, source, descriptor: new OwnedDescriptor(runtime, number), identity, isSupervised: true };
 }
 
 function descriptorOf(variable: string, text: string): number {

@@ -7,9 +7,10 @@
 
 import { TakeoverError } from "../errors.ts";
 import { connectionsOf } from "./listeners.ts";
-import { descendantsOf, ForeignProcess } from "./process.ts";
+import { ForeignProcess } from "./process.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
+import { descendantsOf } from "./status.ts";
 
 /** How long threads may take to stop; one that waits for a disk stops late. */
 const stopMs = 1_000;
@@ -152,15 +153,11 @@ export class Family implements Disposable {
 
   /** A descendant, if it is one still, and runs the same program. */
   #open(pid: number): ForeignProcess | null {
-    let process: ForeignProcess;
-    try {
-      process = new ForeignProcess(this.#runtime, pid);
-    } catch {
-      return null; // Ended since.
-    }
+    const process = ForeignProcess.find(this.#runtime, pid);
+    if (!process) return null;
     const parent = process.status?.parent;
-    const isWorker = (parent === this.main.pid || this.#workers.has(parent ?? -1)) && process.executable === this.#executable;
-    if (isWorker) return process;
+    const isChild = parent !== undefined && (parent === this.main.pid || this.#workers.has(parent));
+    if (isChild && process.executable === this.#executable) return process;
     process[Symbol.dispose]();
     return null;
   }

@@ -38,9 +38,10 @@ export function copyListeners(runtime: Runtime, process: ForeignProcess): Seized
       if (seen.has(link) || link !== "" && !link.startsWith("socket:")) continue;
       if (link !== "") seen.add(link);
       const descriptor = process.copy(number);
-      const identity = descriptor && isListening(runtime, descriptor.number) ? identify(runtime, descriptor.number) : null;
-      if (descriptor && identity?.type === "stream") found.push({ link, descriptor: movedUp(runtime, descriptor), identity });
-      else descriptor?.[Symbol.dispose]();
+      if (!descriptor) continue;
+      const identity = isListening(runtime, descriptor.number) ? identify(runtime, descriptor.number) : null;
+      if (identity?.type === "stream") found.push({ link, descriptor: movedUp(runtime, descriptor), identity });
+      else descriptor[Symbol.dispose]();
     }
     return found;
   } catch (error) {
@@ -68,7 +69,12 @@ export function* connectionsOf(
   }
 }
 
-function isConnection(runtime: Runtime, process: ForeignProcess, number: number, addresses: readonly SocketAddress[]): boolean {
+function isConnection(
+  runtime: Runtime,
+  process: ForeignProcess,
+  number: number,
+  addresses: readonly SocketAddress[],
+): boolean {
   const descriptor = process.copy(number);
   if (!descriptor) return false;
   return owning(descriptor, (copy) => {

@@ -12,6 +12,7 @@ import { errnoName, errnoOf } from "../c/errno.ts";
 import { linkAt, numbersIn, OwnedDescriptor, readFile } from "../sockets/descriptors.ts";
 import { checked, isSystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
+import { isStill, type ProcessStatus, statusAt } from "./status.ts";
 
 /** Signals by name (signal(7)); the numbers are those of x86 and ARM. */
 export const signals = {
@@ -30,29 +31,26 @@ export const signals = {
 /** The name of a signal. */
 export type Signal = keyof typeof signals;
 
-/** What /proc/PID/stat says (proc(5)), as far as it is needed. */
-export interface ProcessStatus {
-  /** `R`, `S`, `T` for stopped, `Z` for one that has ended and was not waited for. */
-  readonly state: string;
-  /** The pid of its parent. */
-  readonly parent: number;
-  /** When it started, in clock ticks since the machine did. With the pid it names a process. */
-  readonly startTime: number;
-}
-
 /** Linux's numbers, the same on every architecture. */
 const SYS_pidfd_send_signal = 424;
 const SYS_pidfd_open = 434;
 const SYS_pidfd_getfd = 438;
-
-/** States of a thread that does not run: stopped, traced, ended. */
-const stillStates = "TtZXx";
 
 /** Another process. Whoever opened it disposes it. */
 export class ForeignProcess implements Disposable {
   readonly pid: number;
   readonly #runtime: Runtime;
   readonly #pidfd: OwnedDescriptor;
+
+  /** The same as the constructor, but null when there is no such process. */
+  static find(runtime: Runtime, pid: number): ForeignProcess | null {
+    try {
+      return new ForeignProcess(runtime, pid);
+    } catch (error) {
+      if (error instanceof TakeoverError && error.code === "ERR_TAKEOVER_PROCESS") return null;
+      throw error;
+    }
+  }
 
   /**
    * Opens a process.
@@ -99,12 +97,9 @@ export class ForeignProcess implements Disposable {
 
   /** Whether none of its threads runs: SIGSTOP reaches them one by one. */
   get still(): boolean {
-    const states = this.#asked(() =>
-      numbersIn(this.#runtime, `/proc/${this.pid}/task`).map((thread) =>
-        stateOf(this.#runtime, `/proc/${this.pid}/task/${thread}/stat`)
-      )
-    );
-    return states === null || states.every((state) => stillStates.includes(state));
+    const folder = `/proc/${this.pid}/task`;
+    const threads = this.#asked(() => numbersIn(this.#runtime, folder)) ?? [];
+    return threads.every((thread) => isStill(this.#runtime, `${folder}/${thread}/stat`));
   }
 
   /**
@@ -216,7 +211,8 @@ export class ForeignProcess implements Disposable {
       "ERR_TAKEOVER_PTRACE",
       `Cannot take descriptors out of process ${this.pid}: expected the permission to trace it (ptrace(2)), which ` +
         `this process (user ${this.#runtime.libc.geteuid()}) has not; run as the same user, with ` +
-        `/proc/sys/kernel/yama/ptrace_scope at 0 (it is ${scopeOf(this.#runtime)}), or give this program CAP_SYS_PTRACE`,
+        `/proc/sys/kernel/yama/ptrace_scope at 0 (it is ${scopeOf(this.#runtime)}), ` +
+        "or give this program CAP_SYS_PTRACE",
       { cause },
     );
   }
@@ -238,47 +234,6 @@ export function movedUp(runtime: Runtime, descriptor: OwnedDescriptor): OwnedDes
   return new OwnedDescriptor(runtime, number);
 }
 
-/**
- * The fields of /proc/PID/stat. The second one is the program's name in
- * brackets, in which there may be brackets and spaces.
- */
-export function parseStatus(stat: string): ProcessStatus {
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).trim().split(" ");
-  return { state: fields[0]!, parent: Number(fields[1]), startTime: Number(fields[19]) };
-}
-
-/** The pids of all processes whose parent, or parent's parent and so on, a process is; never this process. */
-export function descendantsOf(runtime: Runtime, pid: number): number[] {
-  const own = runtime.libc.getpid();
-  const parents = new Map(numbersIn(runtime, "/proc").map((each) => [each, parentOf(runtime, each)]));
-  const found = [pid];
-  for (const ancestor of found) {
-    for (const [child, parent] of parents) if (parent === ancestor && child !== own) found.push(child);
-  }
-  return found.slice(1);
-}
-
-/** One line, far shorter than this. */
-function statusAt(runtime: Runtime, path: string): ProcessStatus {
-  return parseStatus(readFile(runtime, path, 4_096));
-}
-
-function parentOf(runtime: Runtime, pid: number): number {
-  try {
-    return statusAt(runtime, `/proc/${pid}/stat`).parent;
-  } catch {
-    return -1; // Ended since.
-  }
-}
-
-function stateOf(runtime: Runtime, path: string): string {
-  try {
-    return statusAt(runtime, path).state;
-  } catch {
-    return "X"; // The thread has ended since.
-  }
-}
-
 /** Yama is a module that a kernel may lack. */
 function scopeOf(runtime: Runtime): string {
   try {
@@ -291,6 +246,7 @@ function scopeOf(runtime: Runtime): string {
 function unsupported(platform: string, needed: string): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_UNSUPPORTED",
-    `Cannot take sockets out of another process on this system (${platform}): expected ${needed}; use Linux 5.6 or later`,
+    `Cannot take sockets out of another process on this system (${platform}): expected ${needed}; ` +
+      "use Linux 5.6 or later",
   );
 }

@@ -13,6 +13,7 @@
  */
 
 import { Accepting } from "./accepting.ts";
+import { checkOptions, checkRange, chosen, named, type SeizeOptions } from "./choice.ts";
 import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import { Family } from "./family.ts";
@@ -22,31 +23,7 @@ import { copyListeners, type SeizedListener } from "./listeners.ts";
 import { ForeignProcess } from "./process.ts";
 import { type Retired, retireFamily, type RetireOptions } from "./retire.ts";
 import type { Runtime } from "../runtime.ts";
-import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../c/sockaddr.ts";
 import { setNonBlocking } from "../sockets/socket.ts";
-
-/** Which process, and which of its listeners. */
-export interface SeizeOptions {
-  /** The process. Of a server with workers the one that started them. */
-  readonly pid: number;
-  /**
-   * Only listeners there: a host, a host with its port (`127.0.0.1:8080`,
-   * `[::1]:8080`), or a Unix path as the server named it (`@name` for an
-   * abstract one).
-   */
-  readonly address?: string;
-  /** Only listeners on this TCP port. */
-  readonly port?: number;
-  /** What the application claims the socket by; its address when left out. Further sockets get `.2`, `.3` behind it. */
-  readonly name?: string;
-  /** Field 22 of /proc/PID/stat (proc(5)): the process is refused when it did not start then. */
-  readonly startTime?: number;
-  /** The program that the process has to run: its path, or the last part of it. */
-  readonly executable?: string;
-}
-
-/** The largest pid that Linux gives (linux/threads.h, PID_MAX_LIMIT). */
-const largestPid = 2 ** 22;
 
 /** What a timer can wait. */
 const longestMs = 2 ** 31 - 1;
@@ -94,7 +71,13 @@ export class Seized implements Disposable {
   #stage: "open" | "retiring" | "closed" = "open";
 
   /** The descriptors and the process become this object's when it returns, and stay the caller's when it throws. */
-  constructor(runtime: Runtime, process: ForeignProcess, startTime: number, listeners: readonly SeizedListener[], name?: string) {
+  constructor(
+    runtime: Runtime,
+    process: ForeignProcess,
+    startTime: number,
+    listeners: readonly SeizedListener[],
+    name?: string,
+  ) {
     this.#process = process;
     this.pid = process.pid;
     this.startTime = startTime;
@@ -199,38 +182,6 @@ export class Seized implements Disposable {
   }
 }
 
-function checkOptions({ abi, libc }: Runtime, { pid, address, port }: SeizeOptions): void {
-  if (abi.platform !== "linux") {
-    throw new TakeoverError(
-      "ERR_TAKEOVER_UNSUPPORTED",
-      `Cannot take sockets out of another process on ${abi.platform}: expected Linux 5.6 or later; stop the old server first`,
-    );
-  }
-  checkRange("seize from", pid, 1, largestPid, "a pid");
-  if (pid === libc.getpid()) {
-    throw new TakeoverError("ERR_TAKEOVER_SELF", `Cannot seize from process ${pid}: it is this process; give the pid of the old one`);
-  }
-  if (port !== undefined) checkRange("seize port", port, 1, 65_535, "a port", "ERR_TAKEOVER_ADDRESS");
-  if (address !== undefined && (typeof address !== "string" || address === "")) {
-    throw new TakeoverError(
-      "ERR_TAKEOVER_ADDRESS",
-      `Cannot seize ${JSON.stringify(address)}: expected an address such as 127.0.0.1:8080, or a Unix path`,
-    );
-  }
-}
-
-function checkRange(
-  what: string,
-  value: number,
-  least: number,
-  most: number,
-  kind: string,
-  code: "ERR_TAKEOVER_RANGE" | "ERR_TAKEOVER_ADDRESS" = "ERR_TAKEOVER_RANGE",
-): void {
-  if (Number.isInteger(value) && value >= least && value <= most) return;
-  throw new TakeoverError(code, `Cannot ${what} ${value}: expected ${kind}, an integer from ${least} to ${most}`);
-}
-
 /** Whether it is the process that was meant: a pid is another's once its process has ended. */
 function checkProcess(process: ForeignProcess, { startTime, executable }: SeizeOptions): number {
   const { status } = process;
@@ -241,14 +192,16 @@ function checkProcess(process: ForeignProcess, { startTime, executable }: SeizeO
   if (!isOther) return status.startTime;
   throw new TakeoverError(
     "ERR_TAKEOVER_PROCESS",
-    `Cannot seize from process ${process.pid}: expected ${executable ?? "one"} started at ${startTime ?? "any time"}, ` +
-      `it is ${runs || "a program that this user may not know"} started at ${status.startTime}; look the pid up again`,
+    `Cannot seize from process ${process.pid}: expected ${executable ?? "one"} ` +
+      `started at ${startTime ?? "any time"}, it is ${runs || "a program that this user may not know"} ` +
+      `started at ${status.startTime}; look the pid up again`,
   );
 }
 
 /** Of a server with workers only the process that started them can be replaced: it would start another worker. */
 function checkParent(runtime: Runtime, process: ForeignProcess, listeners: readonly SeizedListener[]): void {
-  const parent = parentOf(runtime, process);
+  const pid = process.status?.parent ?? 0;
+  const parent = pid > 1 && pid !== runtime.libc.getpid() ? ForeignProcess.find(runtime, pid) : null;
   if (!parent) return;
   try {
     if (parent.executable !== process.executable) return;
@@ -264,37 +217,6 @@ function checkParent(runtime: Runtime, process: ForeignProcess, listeners: reado
   }
 }
 
-/** The parent, unless it is this process, or not to be seen. */
-function parentOf(runtime: Runtime, process: ForeignProcess): ForeignProcess | null {
-  const pid = process.status?.parent ?? 0;
-  if (pid <= 1 || pid === runtime.libc.getpid()) return null;
-  try {
-    return new ForeignProcess(runtime, pid);
-  } catch {
-    return null; // Ended since.
-  }
-}
-
-function chosen(listeners: readonly SeizedListener[], options: SeizeOptions): SeizedListener[] {
-  const found = listeners.filter(({ identity }) => isWanted(identity.address, options));
-  if (found.length > 0) return found;
-  const { pid, address, port } = options;
-  const wanted = [address, port === undefined ? "" : `port ${port}`].filter(Boolean).join(" and ") || "any address";
-  const there = listeners.map(({ identity }) => formatAddress(identity.address)).join(", ") || "none";
-  throw new TakeoverError(
-    "ERR_TAKEOVER_NO_LISTENER",
-    `Cannot seize from process ${pid}: expected a listening socket at ${wanted}, its listening sockets are: ${there}`,
-  );
-}
-
-function isWanted(there: SocketAddress, { address, port }: SeizeOptions): boolean {
-  if (port !== undefined && (there.family === "unix" || there.port !== port)) return false;
-  if (address === undefined || address === formatAddress(there)) return true;
-  if (there.family === "unix") return false;
-  const inet6 = parseInet6(address.replace(/^\[(.*)\]$/, "$1"));
-  return (inet6 ? formatInet6(inet6) : address) === there.hostname;
-}
-
 /** Makes a socket non-blocking, and gives what undoes it, unless the socket was taken. */
 function unblock(runtime: Runtime, descriptor: OwnedDescriptor): () => void {
   const { abi, libc } = runtime;
@@ -304,15 +226,4 @@ function unblock(runtime: Runtime, descriptor: OwnedDescriptor): () => void {
   return () => {
     if (descriptor.number >= 0) libc.fcntl(descriptor.number, F_SETFL, flags);
   };
-}
-
-/** Members of an SO_REUSEPORT group have one address, and need names of their own. */
-function named(listeners: readonly SeizedListener[], name?: string): ForeignSocket[] {
-  const counts = new Map<string, number>();
-  return listeners.map(({ descriptor, identity }) => {
-    const base = name ?? formatAddress(identity.address);
-    const count = (counts.get(base) ?? 0) + 1;
-    counts.set(base, count);
-    return { name: count === 1 ? base : `${base}.${count}`, descriptor, identity };
-  });
 }

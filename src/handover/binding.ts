@@ -17,6 +17,8 @@ import { identify, type SocketIdentity } from "../sockets/socket.ts";
 export interface Unopened {
   readonly descriptor: OwnedDescriptor;
   readonly identity: SocketIdentity;
+  /** Whether its place belongs to a service manager or the like: it is taken wherever it is. */
+  readonly isSupervised?: boolean;
 }
 
 /**

@@ -34,11 +34,15 @@ export interface IncumbentHost {
   lessor(): Peer | null;
   /** Everything to offer, the control socket first. */
   endpoints(): readonly Endpoint[];
+  /** A successor's hello was accepted. */
+  greeted(): void;
   /** Ready: stop accepting on the control socket and what is claimed. */
   lease(to: Peer, claimed: readonly string[]): void;
   /** The successor was lost after ready: accept again. */
   resume(to: Peer, error: unknown): void;
-  /** Settled: close the copies. */
+  /** Settled, and the successor does not know it yet. */
+  settled(to: Peer, claimed: readonly string[]): void;
+  /** The successor knows: close the copies. */
   release(to: Peer, claimed: readonly string[]): void;
   /** A successor was refused, or lost before ready. */
   abandon(error: unknown): void;
@@ -133,6 +137,7 @@ export class Incumbent {
     const joined = new Promise<ControlStream>((resolve) => join = resolve);
     const session: Session = { hello, conversation, joined, join, isJoined: false };
     this.#session = session;
+    this.#host.greeted();
     try {
       await this.#offer(session, version, endpoints);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
@@ -228,6 +233,7 @@ export class Incumbent {
       this.#host.resume(to, error);
       return;
     }
+    this.#host.settled(to, claimed);
     // An abort behind settled comes too late: the lease is over.
     if (conversation.state === "settling") conversation.send({ type: "released" });
     conversation.end();
@@ -262,8 +268,8 @@ function isTimeout(error: unknown): boolean {
   return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT";
 }
 
-function manifestEntry({ kind, name, identity }: Endpoint): OfferedEndpoint {
-  return { kind, name, address: identity.address, cookie: identity.cookie };
+function manifestEntry({ kind, name, identity, isSupervised }: Endpoint): OfferedEndpoint {
+  return { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
 }
 
 function checkNames(names: readonly string[], endpoints: readonly Endpoint[], verb: string): void {

@@ -52,6 +52,8 @@ export interface OfferedEndpoint {
   readonly address: SocketAddress;
   /** `SO_COOKIE`, 16 hexadecimal digits, or empty where there is none. */
   readonly cookie: string;
+  /** Whether the place belongs to a service manager or the like. */
+  readonly supervised?: boolean;
 }
 
 /** incumbent: the manifest, in the order in which the descriptors come. */
@@ -201,6 +203,7 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     name: kind === "control" ? "" : checkedName(head.name, limits),
     address: parseAddress(object(head, "address")),
     cookie,
+    supervised: head.supervised === true,
   };
 }
 

@@ -273,7 +273,7 @@ function verified(
         sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
       if (!right) throw wrongSocket(offered, identity);
       setNonBlocking(runtime, descriptor.number);
-      return { descriptor, identity };
+      return { descriptor, identity, isSupervised: offered.supervised === true };
     });
   } catch (error) {
     disposeAll(descriptors);

@@ -20,7 +20,7 @@ import {
   type UnixOpening,
 } from "../sockets/address.ts";
 
-import { Activated, serves } from "./activated.ts";
+import { ForeignSockets, type PassedDescriptor, serves } from "./foreign_sockets.ts";
 import { owning } from "../sockets/descriptors.ts";
 import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
@@ -28,7 +28,7 @@ import { Endpoint } from "../sockets/endpoint.ts";
 import { messageOf, SystemError, TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { adopt } from "../sockets/graft.ts";
-import { type InheritedDescriptor, inheritedDescriptors } from "../foreign/activation.ts";
+import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
 import { unlinkPath } from "../sockets/listener.ts";
@@ -50,11 +50,12 @@ export interface TakeoverOptions {
   /** Names of endpoints without which an incumbent is refused. */
   readonly require?: readonly string[];
   /**
-   * Descriptors that a supervisor passed to this process at its start, which
-   * the takeover then owns: `inheritedDescriptors()` when left out. Without an
+   * Sockets from elsewhere, which the takeover then owns: seized, from HAProxy,
+   * or what a service manager passed to this process at its start, which is
+   * what is taken when this is left out (`inheritedDescriptors()`). Without an
    * incumbent `listen` takes its sockets from them; with one they are closed.
    */
-  readonly activated?: readonly InheritedDescriptor[];
+  readonly inherit?: readonly PassedDescriptor[];
   /** Whether the service manager that `$NOTIFY_SOCKET` names is told (sd_notify(3)); true when left out. */
   readonly notify?: boolean;
   /**
@@ -79,8 +80,8 @@ interface Beginning {
 
 /** What it has before that. */
 interface Surroundings {
-  /** What its supervisor passed to it. */
-  readonly activated: Activated;
+  /** What it has from elsewhere. */
+  readonly foreign: ForeignSockets;
   /** Null when reports are switched off. */
   readonly notifier: Notifier | null;
 }
@@ -108,8 +109,7 @@ export class Takeover implements AsyncDisposable {
   readonly #path: string;
   readonly #succession: Succession | null;
   readonly #endpoints = new Map<string, Endpoint>();
-  readonly #activated: Activated;
-  readonly #activatedNames: string[] = [];
+  readonly #foreign: ForeignSockets;
   readonly #store: boolean;
   readonly #reporting: Reporting;
   readonly #drain = new Drain();
@@ -133,7 +133,7 @@ export class Takeover implements AsyncDisposable {
     path: string,
     instance: string,
     options: TakeoverOptions,
-    { activated, notifier }: Surroundings,
+    { foreign, notifier }: Surroundings,
     { control, succession }: Beginning,
   ) {
     this.#runtime = runtime;
@@ -141,7 +141,7 @@ export class Takeover implements AsyncDisposable {
     this.#path = path;
     this.#control = control;
     this.#succession = succession;
-    this.#activated = activated;
+    this.#foreign = foreign;
     this.#store = options.store ?? false;
     this.generation = (succession?.from.generation ?? 0) + 1;
     this.inherited = [...succession?.endpoints.keys() ?? []];
@@ -166,9 +166,11 @@ export class Takeover implements AsyncDisposable {
       instance,
       generation: this.generation,
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
-      endpoints: () => this.#greeting(),
+      endpoints: () => this.#offered(),
+      greeted: () => this.#reporting.replacing(),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       resume: (to, error) => this.#resume(to, error),
+      settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
       abandon: (error) => this.#abandon(error),
     });
@@ -177,15 +179,15 @@ export class Takeover implements AsyncDisposable {
   /** See `takeOver` in mod.ts, which chooses the runtime. */
   static async begin(runtime: Runtime, path: string, options: TakeoverOptions): Promise<Takeover> {
     const notifier = options.notify === false ? null : new Notifier(runtime);
-    const passed = options.activated ?? inheritedDescriptors(runtime);
-    const activated = new Activated(runtime, passed, options.store ?? false);
+    const passed = options.inherit ?? inheritedDescriptors(runtime);
+    const foreign = new ForeignSockets(runtime, passed, options.store ?? false);
     try {
-      const takeover = await Takeover.#begin(runtime, path, options, { activated, notifier });
+      const takeover = await Takeover.#begin(runtime, path, options, { foreign, notifier });
       // The incumbent's sockets are the ones with the connections.
-      if (takeover.generation > 1) activated[Symbol.dispose]();
+      if (takeover.generation > 1) foreign[Symbol.dispose]();
       return takeover;
     } catch (error) {
-      activated[Symbol.dispose]();
+      foreign[Symbol.dispose]();
       throw error;
     }
   }
@@ -231,15 +233,15 @@ export class Takeover implements AsyncDisposable {
     }
   }
 
-  /** Names of the endpoints whose sockets came from a supervisor; their Unix paths are left to it. */
-  get activated(): readonly string[] {
-    return [...this.#activatedNames];
+  /** Names of the endpoints whose sockets are a service manager's; their Unix paths are left to it. */
+  get supervised(): readonly string[] {
+    return [...this.#endpoints.values()].filter(({ isSupervised }) => isSupervised).map(({ name }) => name);
   }
 
   /**
    * Opens an endpoint: the inherited socket of that name, when there is one and
-   * it is at that address, else a new one. In the first process a socket that
-   * a supervisor passed counts as inherited: the one of that name, wherever it
+   * it is at that address, else a new one. In the first process a socket from
+   * elsewhere counts as inherited: the one of that name, wherever it
    * is, else the one at that address.
    *
    * @param name Names the endpoint across generations; at most 255 bytes.
@@ -275,7 +277,7 @@ export class Takeover implements AsyncDisposable {
     const found = this.#succession?.endpoints.get(name);
     const isInherited = found !== undefined && serves(this.#runtime, found, wanted);
     if (isInherited) this.#succession!.endpoints.delete(name);
-    const given = isInherited ? found : this.#activated.claim(name, wanted);
+    const given = isInherited ? found : this.#foreign.claim(name, wanted);
     const { descriptor, identity } = given ?? bindEndpoint(this.#runtime, wanted, address, this.#succession?.endpoints);
     const adopted = await owning(descriptor, (owned) => adopt(this.#runtime, this.#limits, name, owned, identity, open));
     const { native, descriptor: held, registrations } = adopted;
@@ -286,9 +288,9 @@ export class Takeover implements AsyncDisposable {
       identity,
       registrations,
       paused: registrations.length > 0,
+      isSupervised: given?.isSupervised === true,
     });
     this.#endpoints.set(name, endpoint);
-    if (given && !isInherited) this.#activatedNames.push(name);
     if (!given || this.#stage === "serving") endpoint.resume();
     this.#reporting.opened(endpoint);
     return native;
@@ -331,8 +333,8 @@ export class Takeover implements AsyncDisposable {
     await this.#openControl();
     // The incumbent serves what is not claimed until settled, and closes it then.
     this.#succession?.[Symbol.dispose]();
-    if (!this.#succession) this.#reporting.serving(this.#activated.names);
-    this.#activated[Symbol.dispose]();
+    if (!this.#succession) this.#reporting.serving(this.#foreign.names);
+    this.#foreign[Symbol.dispose]();
     this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
     void this.#watchLease(claimed);
   }
@@ -414,7 +416,7 @@ export class Takeover implements AsyncDisposable {
     this.#drain.active = true;
     this.#incumbent.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
-    this.#activated[Symbol.dispose]();
+    this.#foreign[Symbol.dispose]();
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
     if (isAlone) unlinkPath(this.#runtime, this.#path);
@@ -422,11 +424,10 @@ export class Takeover implements AsyncDisposable {
     for (const endpoint of this.#endpoints.values()) endpoint.release();
   }
 
-  /** The path of an activated socket is the supervisor's, who still listens there. */
+  /** A service manager still listens on its path. */
   #unlinkPaths(endpoints: Iterable<Endpoint>): void {
-    for (const { name, identity: { address }, alive } of endpoints) {
-      const isOurs = alive && !this.#activatedNames.includes(name);
-      if (isOurs && address.family === "unix") unlinkPath(this.#runtime, address.path);
+    for (const { identity: { address }, alive, isSupervised } of endpoints) {
+      if (alive && !isSupervised && address.family === "unix") unlinkPath(this.#runtime, address.path);
     }
   }
 
@@ -454,6 +455,7 @@ export class Takeover implements AsyncDisposable {
       identity,
       registrations: [],
       paused: false,
+      isSupervised: false,
     });
   }
 
@@ -494,17 +496,6 @@ export class Takeover implements AsyncDisposable {
     return { pid: libc.getpid(), runtime: `${name} ${version}`, generation: this.generation };
   }
 
-  /**
-   * Asked for with every hello. Whether it is accepted shows when this turn is
-   * over.
-   */
-  #greeting(): Endpoint[] {
-    void Promise.resolve().then(() => {
-      if (this.#incumbent.busy) this.#reporting.replacing();
-    });
-    return this.#offered();
-  }
-
   #abandon(error: unknown): void {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) this.#reporting.keptOn();
@@ -536,8 +527,7 @@ export class Takeover implements AsyncDisposable {
 
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
-    const unclaimed = [...this.#endpoints.values()].filter(({ name }) => !claimed.includes(name));
-    this.#reporting.replaced(to.pid, unclaimed.map(({ name }) => name));
+    const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
     this.#unlinkPaths(unclaimed);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
@@ -551,6 +541,10 @@ export class Takeover implements AsyncDisposable {
     };
     this.#emitter.emit("released", outcome);
     this.#release(outcome);
+  }
+
+  #unclaimed(claimed: readonly string[]): Endpoint[] {
+    return [...this.#endpoints.values()].filter(({ name }) => !claimed.includes(name));
   }
 
   async #waitForConnections(): Promise<Drained> {

@@ -23,8 +23,9 @@ const SOCK_NONBLOCK = 0o4000;
 export interface AcceptorOptions {
   /**
    * Leaves connections blocking. `O_NONBLOCK` travels with a descriptor, and a
-   * program in C or Python that receives one reads it as if it were blocking.
-   * The runtimes, and this library, do not read such a one until it is set.
+   * program in C or Python reads what it receives as if it were blocking: it
+   * would fail with `EAGAIN`. What is adopted or wrapped here becomes
+   * non-blocking then.
    */
   readonly blocking?: boolean;
 }
@@ -50,12 +51,16 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
   readonly address: SocketAddress;
   #atOnceCount = 0;
 
-  /** @param socket A non-blocking listener, owned by the acceptor from here on. */
-  constructor(runtime: Runtime, socket: OwnedDescriptor, address: SocketAddress, { blocking = false }: AcceptorOptions = {}) {
+  /**
+   * Makes an acceptor of a listener; use {@linkcode openAcceptor}.
+   *
+   * @param socket A non-blocking listener, owned by the acceptor from here on.
+   */
+  constructor(runtime: Runtime, socket: OwnedDescriptor, address: SocketAddress, options: AcceptorOptions = {}) {
     this.#runtime = runtime;
     this.#socket = socket;
     this.address = address;
-    this.#isBlocking = blocking;
+    this.#isBlocking = options.blocking === true;
   }
 
   /** The listening descriptor, which stays this object's; -1 once closed. */
@@ -159,7 +164,11 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
  *
  * @throws As `resolveAddress` and `bindListener`.
  */
-export async function openAcceptor(runtime: Runtime, at: EndpointAddress, options: AcceptorOptions = {}): Promise<Acceptor> {
+export async function openAcceptor(
+  runtime: Runtime,
+  at: EndpointAddress,
+  options: AcceptorOptions = {},
+): Promise<Acceptor> {
   const wanted = await resolveAddress(runtime, at);
   const socket = bindListener(runtime, wanted, at);
   return new Acceptor(runtime, socket, localAddress(runtime, socket.number) ?? wanted, options);

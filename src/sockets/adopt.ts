@@ -174,7 +174,9 @@ export function checkedSocket(runtime: Runtime, descriptor: Descriptor, kind: Ad
 export function checkHeld(runtime: Runtime, { what, cookie, local, peer }: Given, descriptor: number): void {
   const isHeld = cookieOf(runtime, descriptor) === cookie && isSame(localAddress(runtime, descriptor), local) &&
     isPeer(peerAddress(runtime, descriptor), peer);
-  if (!isHeld) throw notTaken(what, "the object holds another socket, or none; pass what the callback is given on to it");
+  if (!isHeld) {
+    throw notTaken(what, "the object holds another socket, or none; pass what the callback is given on to it");
+  }
 }
 
 /** A connection that is reset meanwhile is connected to nobody. */
@@ -203,7 +205,9 @@ function wrongKind(found: Description, kind: AdoptedKind): TakeoverError {
   }
   return new TakeoverError(
     "ERR_TAKEOVER_DESCRIPTOR",
-    `Cannot adopt the descriptor ${descriptor} as a ${kind}: it is ${shown(found)}; use the function for that, if there is one`,
+    `Cannot adopt the descriptor ${descriptor} as a ${kind}: it is ${
+      shown(found)
+    }; use the function for that, if there is one`,
   );
 }
 
@@ -249,7 +253,9 @@ function forward(runtime: Runtime, { what, number }: Given, bytes: Uint8Array): 
   if (result === bytes.length) return;
   throw notTaken(
     what,
-    `the callback has written ${bytes.length} bytes, and the socket took ${Math.max(result, 0)}; write when this is done`,
+    `the callback has written ${bytes.length} bytes, and the socket took ${
+      Math.max(result, 0)
+    }; write when this is done`,
   );
 }
 
@@ -262,7 +268,9 @@ function finish(runtime: Runtime, given: Given, native: unknown, descriptor: num
 async function give<T>(runtime: Runtime, given: Given, open: Open<T>): Promise<Awaited<T>> {
   const native = await open({ fd: given.number } as never);
   const held = runtime.inspect(native)?.descriptor ?? -1;
-  if (held !== given.number) throw notTaken(given.what, `the object did not take a descriptor on ${runtime.abi.platform}`);
+  if (held !== given.number) {
+    throw notTaken(given.what, `the object did not take a descriptor on ${runtime.abi.platform}`);
+  }
   given.take();
   return native;
 }

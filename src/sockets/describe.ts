@@ -127,7 +127,14 @@ const namedKinds: Readonly<Record<string, DescriptorKind>> = {
 };
 
 /** Linux's address families, socket types and protocols by number. */
-const families: Readonly<Record<number, Description["family"]>> = { 1: "unix", 2: "inet", 10: "inet6", 16: "netlink", 17: "packet", 40: "vsock" };
+const families: Readonly<Record<number, Description["family"]>> = {
+  1: "unix",
+  2: "inet",
+  10: "inet6",
+  16: "netlink",
+  17: "packet",
+  40: "vsock",
+};
 const types: Readonly<Record<number, Description["type"]>> = { 1: "stream", 2: "dgram", 3: "raw", 5: "seqpacket" };
 const protocols: Readonly<Record<number, Description["protocol"]>> = {
   0: null,
@@ -169,7 +176,10 @@ export function checkedNumber({ abi, libc }: Runtime, descriptor: Descriptor): n
   const isOwned = descriptor instanceof OwnedDescriptor;
   const number = isOwned ? descriptor.number : descriptor;
   if (isOwned && number < 0) {
-    throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot use the descriptor: it was taken or closed before; pass one that is open");
+    throw new TakeoverError(
+      "ERR_TAKEOVER_CLOSED",
+      "Cannot use the descriptor: it was taken or closed before; pass one that is open",
+    );
   }
   if (!(Number.isInteger(number) && number >= 0 && number <= 0x7fffffff)) {
     throw new TakeoverError(
@@ -178,7 +188,10 @@ export function checkedNumber({ abi, libc }: Runtime, descriptor: Descriptor): n
     );
   }
   if (libc.fcntl(number, abi.constants.F_GETFD, 0) < 0) {
-    throw new TakeoverError("ERR_TAKEOVER_CLOSED", `Cannot use the descriptor ${number}: it is closed; pass one that is open`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_CLOSED",
+      `Cannot use the descriptor ${number}: it is closed; pass one that is open`,
+    );
   }
   return number;
 }
@@ -194,7 +207,10 @@ const noSocket = {
   tcpState: null,
 } as const;
 
-function socketOf(runtime: Runtime, descriptor: number): Omit<Description, "descriptor" | "kind" | "nonBlocking" | "closeOnExec"> {
+function socketOf(
+  runtime: Runtime,
+  descriptor: number,
+): Omit<Description, "descriptor" | "kind" | "nonBlocking" | "closeOnExec"> {
   const { constants, platform } = runtime.abi;
   const isLinux = platform === "linux";
   const local = localAddress(runtime, descriptor);
@@ -222,7 +238,9 @@ function tcpStateOf({ libc }: Runtime, descriptor: number): TcpState | null {
 
 function kindOf(runtime: Runtime, descriptor: number): DescriptorKind {
   const { abi, libc } = runtime;
-  if (abi.platform !== "linux") return integerOption(runtime, descriptor, abi.constants.SO_TYPE) < 0 ? "other" : "socket";
+  if (abi.platform !== "linux") {
+    return integerOption(runtime, descriptor, abi.constants.SO_TYPE) < 0 ? "other" : "socket";
+  }
   const status = allocate(abi.statx.size);
   const result = libc.statx(descriptor, cString(""), AT_EMPTY_PATH, STATX_TYPE, status);
   const kind = result < 0 ? undefined : fileKinds[readField(viewOf(status), abi.statx.mode) & S_IFMT];

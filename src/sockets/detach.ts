@@ -14,15 +14,15 @@
  * @module
  */
 
-import { allocate, readField, viewOf, writeField } from "../c/bytes.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { checked, TakeoverError } from "../errors.ts";
+import { TakeoverError } from "../errors.ts";
 import type { NativeObject, Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "./descriptors.ts";
 import { canPause, register, type Registration } from "./event_loop.ts";
 import { deadListener } from "./graft.ts";
 import { descriptorOf, inspected, remembered } from "./natives.ts";
-import { cookieOf, duplicate, duplicateOver, localAddress, openSocket, setCloseOnExec } from "./socket.ts";
+import { isQuiet } from "./quiet.ts";
+import { cookieOf, duplicate, duplicateOver, localAddress, openPair, openSocket } from "./socket.ts";
 import { unwatch, watchesOf } from "./watches.ts";
 
 /** A socket that was in a native object. */
@@ -49,20 +49,6 @@ const longestWaitMs = 20;
 
 /** Turns of the event loop in which a read that is waiting learns of the end. */
 const endTurns = 2;
-
-const EPOLL_CLOEXEC = 0o2000000;
-const EPOLL_CTL_ADD = 1;
-const EPOLLOUT = 4;
-
-/** Linux's TCP_INFO (linux/tcp.h, struct tcp_info). */
-const IPPROTO_TCP = 6;
-const TCP_INFO = 11;
-const tcpInfo = {
-  size: 216,
-  notsent_bytes: { offset: 144, size: 4 },
-  bytes_sent: { offset: 200, size: 8 },
-  bytes_retrans: { offset: 208, size: 8 },
-} as const;
 
 /** Takes a socket out of its native object; see `detach` of mod.ts. */
 export async function detach(runtime: Runtime, native: unknown, options: DetachOptions = {}): Promise<Detached> {
@@ -98,7 +84,10 @@ function checkDetachable(runtime: Runtime, { kind, isEncrypted }: NativeObject):
     );
   }
   if (!canPause(runtime)) {
-    throw new TakeoverError("ERR_TAKEOVER_UNSUPPORTED", `Cannot detach on ${runtime.abi.platform}: expected linux, which has epoll`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_UNSUPPORTED",
+      `Cannot detach on ${runtime.abi.platform}: expected linux, which has epoll`,
+    );
   }
 }
 
@@ -122,13 +111,9 @@ function deadSocket(runtime: Runtime, kind: NativeObject["kind"], family: Socket
 
 /** One end of a pair whose other end is closed: nothing to read but the end. */
 function deadConnection(runtime: Runtime): OwnedDescriptor {
-  const { abi, libc } = runtime;
-  const numbers = allocate(8);
-  checked(abi, "socketpair", libc.socketpair(abi.constants.AF_UNIX, abi.constants.SOCK_STREAM, 0, numbers));
-  const [dead, other] = [0, 4].map((at) => viewOf(numbers).getInt32(at, true));
-  libc.close(other!);
-  setCloseOnExec(runtime, dead!);
-  return new OwnedDescriptor(runtime, dead!);
+  const [dead, other] = openPair(runtime);
+  other[Symbol.dispose]();
+  return dead;
 }
 
 /** The program may have closed its object at the end of file that it saw. */
@@ -145,7 +130,7 @@ async function flushed(runtime: Runtime, native: unknown, number: number, flushM
   const until = Date.now() + flushMs;
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
     const { unsentCount } = inspected(runtime, native);
-    if (unsentCount === null ? await isQuiet(runtime, number) : unsentCount === 0) return;
+    if (unsentCount === null ? await isQuiet(runtime, number, flushMs) : unsentCount === 0) return;
     if (Date.now() >= until) {
       throw new TakeoverError(
         "ERR_TAKEOVER_TIMEOUT",
@@ -155,37 +140,6 @@ async function flushed(runtime: Runtime, native: unknown, number: number, flushM
     }
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
-}
-
-/**
- * Whether no write waits for room. One that did would have used what there is
- * in a turn of the event loop.
- */
-async function isQuiet(runtime: Runtime, number: number): Promise<boolean> {
-  const before = writtenSize(runtime, number);
-  if (!isWritable(runtime, number)) return false;
-  await turns(1);
-  return isWritable(runtime, number) && writtenSize(runtime, number) === before;
-}
-
-/** How many bytes were ever written to a TCP socket; 0 for any other. */
-function writtenSize({ libc }: Runtime, number: number): number {
-  const info = allocate(tcpInfo.size);
-  const size = allocate(4);
-  viewOf(size).setUint32(0, info.length, true);
-  if (libc.getsockopt(number, IPPROTO_TCP, TCP_INFO, info, size) < 0) return 0;
-  const view = viewOf(info);
-  return readField(view, tcpInfo.bytes_sent) - readField(view, tcpInfo.bytes_retrans) + readField(view, tcpInfo.notsent_bytes);
-}
-
-function isWritable(runtime: Runtime, number: number): boolean {
-  const { abi, libc } = runtime;
-  const event = allocate(abi.epollEvent.size);
-  writeField(viewOf(event), abi.epollEvent.events, EPOLLOUT);
-  return owning(new OwnedDescriptor(runtime, checked(abi, "epoll_create1", libc.epoll_create1(EPOLL_CLOEXEC))), (epoll) => {
-    checked(abi, "epoll_ctl", libc.epoll_ctl(epoll.number, EPOLL_CTL_ADD, number, event));
-    return libc.epoll_wait(epoll.number, event, 1, 0) > 0;
-  });
 }
 
 async function turns(count: number): Promise<void> {

@@ -26,6 +26,8 @@ export interface EndpointParts {
   readonly registrations: readonly Registration[];
   /** Whether they have been taken out. */
   readonly paused: boolean;
+  /** Whether its place belongs to a service manager or the like: its path is left alone. */
+  readonly isSupervised: boolean;
 }
 
 /** One listening socket of this process. */
@@ -34,6 +36,7 @@ export class Endpoint {
   readonly name: string;
   readonly descriptor: number;
   readonly identity: SocketIdentity;
+  readonly isSupervised: boolean;
   readonly #runtime: Runtime;
   #registrations: readonly Registration[];
   #paused: boolean;
@@ -44,6 +47,7 @@ export class Endpoint {
     this.name = parts.name;
     this.descriptor = parts.descriptor;
     this.identity = parts.identity;
+    this.isSupervised = parts.isSupervised;
     this.#registrations = parts.registrations;
     this.#paused = parts.paused;
   }

@@ -27,7 +27,8 @@ import { disposeAll, OwnedDescriptor } from "./descriptors.ts";
 import { peerCredentials, peerGroups, peerPidfd, peerSecurityContext } from "./identity.ts";
 import { type Incoming, isMessageWaiting, messageRoom, receiveMessage, sendMessage } from "./message.ts";
 import type { SocketType } from "./socket.ts";
-import { isShutDown, pause, stopWaiting, waitForTurn, type WaitOptions, waitReadable, waitWritable } from "./readiness.ts";
+import { isShutDown, pause, stopWaiting, type WaitOptions, waitReadable, waitWritable } from "./readiness.ts";
+import { Turns } from "./turns.ts";
 
 /** A descriptor by its number, or as this library owns it. */
 export type Descriptor = number | OwnedDescriptor;
@@ -51,9 +52,6 @@ export interface ReceiveOptions extends WaitOptions {
 }
 
 const defaultMaxBytes = 65_536;
-
-/** Messages after which the event loop has a turn: where one is always there, nothing else would run. */
-const messagesPerTurn = 64;
 
 /** The errnos after which the same sendmsg may succeed a moment later, and no event tells when. */
 const passing = ["ENOBUFS", "ENOMEM", "ETOOMANYREFS"];
@@ -101,13 +99,8 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   readonly #socket: OwnedDescriptor;
   /** What the socket carries. */
   readonly type: SocketType;
-  /** Sends and receives under way, each in the order called. */
-  #sends: Promise<unknown> = Promise.resolve();
-  #receives: Promise<unknown> = Promise.resolve();
-  #pendingSendCount = 0;
-  #pendingReceiveCount = 0;
-  /** Messages since the event loop was given a turn. */
-  #messageCount = 0;
+  readonly #sends = new Turns();
+  readonly #receives = new Turns();
 
   /** @param socket A non-blocking Unix socket, owned by the channel from here on. */
   constructor(runtime: Runtime, socket: OwnedDescriptor, type: SocketType) {
@@ -141,18 +134,11 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   async send(bytes: Uint8Array, fds: readonly Descriptor[] = [], options: SendOptions = {}): Promise<void> {
     const numbers = fds.map((fd) => this.#checkedNumber(fd));
     this.#checkCounts(bytes.length, numbers.length, options);
-    let sent: number | null = null;
-    if (this.#isPauseDue()) this.#sends = this.#sends.then(nextTurn);
-    else if (this.#pendingSendCount === 0) sent = this.#sendAtOnce(bytes, numbers, options);
+    const sent = this.#sends.isFree() ? this.#sendAtOnce(bytes, numbers, options) : null;
     if (sent === bytes.length) return;
     const until = deadlineOf(options);
-    const before = this.#sends;
-    this.#pendingSendCount++;
-    const sending = waitForTurn(before, options)
-      .then(() => sent === null ? this.#sendAll(bytes, numbers, options, until) : this.#sendRest(bytes.subarray(sent), options, until))
-      .finally(() => this.#pendingSendCount--);
-    this.#sends = before.then(() => sending.catch(() => {}));
-    await sending;
+    await this.#sends.take(options, () =>
+      sent === null ? this.#sendAll(bytes, numbers, options, until) : this.#sendRest(bytes.subarray(sent), options, until));
   }
 
   /**
@@ -170,20 +156,10 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
    */
   async receive(options: ReceiveOptions = {}): Promise<FdMessage | null> {
     options.signal?.throwIfAborted();
-    if (this.#isPauseDue()) {
-      this.#receives = this.#receives.then(nextTurn);
-    } else if (this.#pendingReceiveCount === 0) {
-      const found = this.#receiveOnce(options);
-      if (found !== undefined) return found;
-    }
+    const found = this.#receives.isFree() ? this.#receiveOnce(options) : undefined;
+    if (found !== undefined) return found;
     const until = deadlineOf(options);
-    const before = this.#receives;
-    this.#pendingReceiveCount++;
-    const receiving = waitForTurn(before, options)
-      .then(() => this.#receiveNext(options, until))
-      .finally(() => this.#pendingReceiveCount--);
-    this.#receives = before.then(() => receiving.catch(() => {}));
-    return await receiving;
+    return await this.#receives.take(options, () => this.#receiveNext(options, until));
   }
 
   /**
@@ -232,11 +208,6 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
-  }
-
-  #isPauseDue(): boolean {
-    this.#messageCount = (this.#messageCount + 1) % messagesPerTurn;
-    return this.#messageCount === 0;
   }
 
   #opened(): number {
@@ -422,10 +393,6 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
 
 function deadlineOf({ timeoutMs }: WaitOptions): number {
   return timeoutMs === undefined ? Infinity : Date.now() + timeoutMs;
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
 }
 
 function closed(why: string): TakeoverError {

@@ -111,7 +111,8 @@ export async function adoptInto<T>(
     placeholder?.[Symbol.dispose]();
   }
   const held = localAddress(runtime, adopted.descriptor);
-  const same = held !== null && formatAddress(held) === formatAddress(address) && cookieOf(runtime, adopted.descriptor) === cookie;
+  const same = held !== null && formatAddress(held) === formatAddress(address) &&
+    cookieOf(runtime, adopted.descriptor) === cookie;
   if (!same) throw notTaken(what, `it holds ${held ? formatAddress(held) : "no socket"} instead`);
   socket[Symbol.dispose]();
   runtime.present(adopted.native, address);
@@ -172,7 +173,11 @@ async function give<T>(
   try {
     native = await open({ fd: descriptor } as never);
   } catch (cause) {
-    throw notTaken(what, `the server does not open a descriptor on ${runtime.abi.platform} (${messageOf(cause)})`, cause);
+    throw notTaken(
+      what,
+      `the server does not open a descriptor on ${runtime.abi.platform} (${messageOf(cause)})`,
+      cause,
+    );
   }
   const other = openDescriptors(runtime).find((number) => isListening(runtime, number) && !before.includes(number));
   if (other !== undefined) throw notTaken(what, "the server ignored the descriptor and opened a socket of its own");

@@ -70,7 +70,9 @@ function locate(runtime: Runtime, object: NativeObject): number {
     throw closed(kind, local);
   }
   if (!local) throw closed(kind, local);
-  const all = openDescriptors(runtime).filter((number) => isAt(runtime, number, local, peer) && isKind(runtime, number, kind));
+  const all = openDescriptors(runtime).filter((number) =>
+    isAt(runtime, number, local, peer) && isKind(runtime, number, kind)
+  );
   if (all.length === 1) return all[0]!;
   if (all.length === 0) throw closed(kind, local);
   const watched = watchedDescriptors(runtime);

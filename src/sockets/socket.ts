@@ -20,8 +20,11 @@ const SO_COOKIE = 57;
 
 /** What a process can ask about a socket that it holds. */
 export interface SocketIdentity {
+  /** Its address family. */
   readonly family: SocketAddress["family"];
+  /** What it carries (`SO_TYPE`). */
   readonly type: "stream" | "dgram" | "other";
+  /** Whether it accepts connections (`SO_ACCEPTCONN`). */
   readonly listening: boolean;
   /** Where it is bound. */
   readonly address: SocketAddress;

@@ -64,7 +64,9 @@ export function unwatch(runtime: Runtime, descriptor: number): void {
   const results = epolls.map((epoll) => remove(runtime, epoll, descriptor));
   // What was an epoll instance is none any more.
   const { platform } = runtime.abi;
-  const isStale = results.some((result) => result === -errnoOf(platform, "EINVAL") || result === -errnoOf(platform, "EBADF"));
+  const isStale = results.some((result) =>
+    result === -errnoOf(platform, "EINVAL") || result === -errnoOf(platform, "EBADF")
+  );
   if (!isStale) return;
   for (const epoll of findEpolls(runtime)) remove(runtime, epoll, descriptor);
 }

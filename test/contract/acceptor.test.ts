@@ -47,7 +47,10 @@ test("Acceptor on a Unix path removes it when it is closed", async () => {
 test("Acceptor.accept ends with ERR_TAKEOVER_TIMEOUT, the reason of its signal, and ERR_TAKEOVER_CLOSED", async () => {
   const acceptor = await openAcceptor(runtime, anywhere);
   await assert.rejects(acceptor.accept({ timeoutMs: 5 }), takeoverError("ERR_TAKEOVER_TIMEOUT"));
-  await assert.rejects(acceptor.accept({ signal: AbortSignal.abort(new Error("enough")) }), { message: "enough" });
+  const controller = new AbortController();
+  const aborted = assert.rejects(acceptor.accept({ signal: controller.signal }), { message: "enough" });
+  controller.abort(new Error("enough"));
+  await aborted;
   const waiting = assert.rejects(acceptor.accept(), takeoverError("ERR_TAKEOVER_CLOSED"));
   acceptor.close();
   await waiting;

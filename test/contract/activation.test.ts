@@ -3,7 +3,7 @@ import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import process from "node:process";
 import { type InheritedDescriptor, inheritedDescriptors } from "../../src/foreign/activation.ts";
-import { Activated, serves } from "../../src/handover/activated.ts";
+import { ForeignSockets, serves } from "../../src/handover/foreign_sockets.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
@@ -129,7 +129,7 @@ test("inheritedDescriptors throws for a descriptor that is closed or no socket",
 
 /** A socket as systemd passes it. */
 function passed(name: string, descriptor: OwnedDescriptor): InheritedDescriptor {
-  return { name, source: "systemd", descriptor, identity: identify(runtime, descriptor.number) };
+  return { name, source: "systemd", descriptor, identity: identify(runtime, descriptor.number), isSupervised: true };
 }
 
 /** Claims in order, and closes everything. The number of each that was given. */
@@ -138,9 +138,9 @@ function claims(
   wanted: readonly (readonly [string, SocketAddress])[],
   isOwnStore = false,
 ): (number | undefined)[] {
-  using activated = new Activated(runtime, sockets, isOwnStore);
+  using foreign = new ForeignSockets(runtime, sockets, isOwnStore);
   return wanted.map(([name, address]) => {
-    const found = activated.claim(name, address);
+    const found = foreign.claim(name, address);
     const index = sockets.findIndex(({ descriptor }) => descriptor === found?.descriptor);
     found?.descriptor[Symbol.dispose]();
     return found ? index : undefined;
@@ -149,29 +149,29 @@ function claims(
 
 const addressOf = ({ identity }: InheritedDescriptor): SocketAddress => identity!.address;
 
-test("Activated.claim gives the socket of that name wherever it is, else the one at that address, each once", () => {
+test("ForeignSockets.claim gives the socket of that name wherever it is, else the one at that address, each once", () => {
   const sockets = [passed("admin", listener()), passed("web", listener())];
   const [admin] = sockets.map(addressOf);
   assert.deepEqual(claims(sockets, [["web", admin!], ["other", admin!], ["admin", admin!]]), [1, 0, undefined]);
 });
 
-test("Activated.claim prefers among sockets of one name the one at that address", () => {
+test("ForeignSockets.claim prefers among sockets of one name the one at that address", () => {
   const sockets = [passed("web", listener()), passed("web", listener())];
   const [first, second] = sockets.map(addressOf);
   assert.deepEqual(claims(sockets, [["web", second!], ["web", first!]]), [1, 0]);
 });
 
-test("Activated.claim takes port 0 for no address", () => {
+test("ForeignSockets.claim takes port 0 for no address", () => {
   assert.deepEqual(claims([passed("admin", listener())], [["web", anyPort], ["admin", anyPort]]), [undefined, 0]);
 });
 
-test("Activated.claim wants a socket that the program stored to be where it listens now", () => {
+test("ForeignSockets.claim wants a socket that the program stored to be where it listens now", () => {
   const sockets = [passed("web", listener())];
   const moved = { ...anyPort, port: 1 };
   assert.deepEqual(claims(sockets, [["web", moved], ["web", addressOf(sockets[0]!)]], true), [undefined, 0]);
 });
 
-test("Activated.claim gives nothing but stream listeners of the kind that is wanted", () => {
+test("ForeignSockets.claim gives nothing but stream listeners of the kind that is wanted", () => {
   using folder = new TemporaryFolder();
   const unix = { family: "unix", path: folder.file("web.sock") } as const;
   const datagram = new OwnedDescriptor(runtime, openSocket(runtime, "inet", "dgram"));
@@ -212,12 +212,12 @@ test("Takeover.listen opens what was passed, which accepts from ready on; ready 
   const web = passed("web", listener());
   const spare = passed("spare", listener());
   const sparePort = spare.descriptor.number;
-  const takeover = await Takeover.begin(runtime, folder.file("t.sock"), { activated: [web, spare] });
+  const takeover = await Takeover.begin(runtime, folder.file("t.sock"), { inherit: [web, spare] });
   let server: net.Server | undefined;
   await takeover.listen("web", { port: 0, hostname: "127.0.0.1" }, (at) => {
     return server = net.createServer((socket) => socket.end("hello")).listen(at);
   });
-  assert.deepEqual([takeover.activated, takeover.inherited, takeover.generation], [["web"], [], 1]);
+  assert.deepEqual([takeover.supervised, takeover.inherited, takeover.generation], [["web"], [], 1]);
   assert.deepEqual(takeover.addr("web"), addressOf(web));
   const first = greeting(addressOf(web));
   await takeover.ready();
@@ -231,7 +231,7 @@ test("Takeover.begin closes what was passed when it fails", async () => {
   const web = passed("web", listener());
   const copy = new OwnedDescriptor(runtime, duplicate(runtime, web.descriptor.number));
   await assert.rejects(
-    Takeover.begin(runtime, "/nowhere/t.sock", { activated: [web] }),
+    Takeover.begin(runtime, "/nowhere/t.sock", { inherit: [web] }),
     takeoverError("ERR_TAKEOVER_PATH"),
   );
   assert.equal(web.descriptor.number, -1);

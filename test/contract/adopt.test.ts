@@ -259,7 +259,10 @@ onDeno("adoptDatagram puts UDP and Unix sockets into Deno.listenDatagram", async
   using folder = new TemporaryFolder();
   const { status, stdout, stderr } = await runHere(
     `
-    import { adoptDatagram, descriptorOf, describe, detach, openRuntime } from "${new URL("../../mod.ts", import.meta.url)}";
+    import { adoptDatagram, descriptorOf, describe, detach, openRuntime } from "${new URL(
+      "../../mod.ts",
+      import.meta.url,
+    )}";
     const { libc, abi } = await openRuntime();
     const root = new URL("../../", "${import.meta.url}");
     const { openSocket, bindSocket, localAddress, connectSocket } = await import(new URL("src/sockets/socket.ts", root));
@@ -306,7 +309,11 @@ onDeno("adoptDatagram puts UDP and Unix sockets into Deno.listenDatagram", async
 });
 
 /** Bad input, which is refused before anything is opened, and stays the caller's. */
-async function refuses(code: Parameters<typeof takeoverError>[0], descriptor: number | OwnedDescriptor, adopt: typeof adoptListener): Promise<void> {
+async function refuses(
+  code: Parameters<typeof takeoverError>[0],
+  descriptor: number | OwnedDescriptor,
+  adopt: typeof adoptListener,
+): Promise<void> {
   const unexpected = () => assert.fail("the callback was called");
   await assert.rejects(adopt(runtime, descriptor, unexpected), takeoverError(code));
 }
@@ -323,7 +330,9 @@ test("adoptListener, adoptConnection and adoptDatagram refuse a closed descripto
 
 test("adoptListener, adoptConnection and adoptDatagram refuse what is no descriptor", async () => {
   for (const adopt of [adoptListener, adoptConnection, adoptDatagram]) {
-    for (const number of [-1, 1.5, NaN, 2 ** 31, "3" as unknown as number]) await refuses("ERR_TAKEOVER_RANGE", number, adopt);
+    for (const number of [-1, 1.5, NaN, 2 ** 31, "3" as unknown as number]) {
+      await refuses("ERR_TAKEOVER_RANGE", number, adopt);
+    }
   }
 });
 
@@ -343,9 +352,15 @@ test("adoptListener, adoptConnection and adoptDatagram refuse sockets of another
   using datagram = rawDatagram().socket;
   using fresh = new OwnedDescriptor(runtime, openSocket(runtime, "inet", "stream"));
   using netlink = new OwnedDescriptor(runtime, libc.socket(16, abi.constants.SOCK_DGRAM, 0));
-  for (const wrong of [connection, datagram, fresh, netlink]) await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptListener);
-  for (const wrong of [listener, datagram, fresh, netlink]) await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptConnection);
-  for (const wrong of [listener, connection, fresh, netlink]) await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptDatagram);
+  for (const wrong of [connection, datagram, fresh, netlink]) {
+    await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptListener);
+  }
+  for (const wrong of [listener, datagram, fresh, netlink]) {
+    await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptConnection);
+  }
+  for (const wrong of [listener, connection, fresh, netlink]) {
+    await refuses("ERR_TAKEOVER_DESCRIPTOR", wrong, adoptDatagram);
+  }
   assert.ok([listener, connection, datagram].every(({ number }) => number >= 0));
 });
 
@@ -375,7 +390,9 @@ test("adoptConnection throws ERR_TAKEOVER_CLOSED when its socket is closed meanw
 
 test("adoptDatagram passes on what the callback throws", async () => {
   using datagram = rawDatagram().socket;
-  await assert.rejects(adoptDatagram(runtime, datagram, () => Promise.reject(new Error("thrown"))), { message: "thrown" });
+  await assert.rejects(adoptDatagram(runtime, datagram, () => Promise.reject(new Error("thrown"))), {
+    message: "thrown",
+  });
 });
 
 test("adoptConnection keeps fifty adoptions at once apart", async () => {
@@ -441,15 +458,27 @@ async function hears(make: (descriptor: OwnedDescriptor) => unknown, end: Datagr
   await closed(socket);
 }
 
-onNode("listenerFrom makes an http.Server of a listener", () =>
-  listens((descriptor) => entry.listenerFrom(descriptor, http.createServer((_, response) => response.end("hello"))), nodeHttp.close));
+onNode(
+  "listenerFrom makes an http.Server of a listener",
+  () =>
+    listens(
+      (descriptor) => entry.listenerFrom(descriptor, http.createServer((_, response) => response.end("hello"))),
+      nodeHttp.close,
+    ),
+);
 
 onNode("connectionFrom makes a net.Socket of a connection", () => connects(entry.connectionFrom, nodeSocket));
 
 onNode("datagramFrom makes a dgram.Socket of a UDP socket", () => hears(entry.datagramFrom, nodeDatagram));
 
-onDeno("serverFrom makes a server of a listener", () =>
-  listens((descriptor) => entry.serverFrom(descriptor, () => new Response("hello"), { onListen() {} }), denoServe.close));
+onDeno(
+  "serverFrom makes a server of a listener",
+  () =>
+    listens(
+      (descriptor) => entry.serverFrom(descriptor, () => new Response("hello"), { onListen() {} }),
+      denoServe.close,
+    ),
+);
 
 onDeno("listenerFrom makes a Deno.Listener of a listener", async () => {
   const socket = bindListener(runtime, loopback, { port: 0 });
@@ -467,17 +496,25 @@ onDeno("connectionFrom makes a Deno.Conn of a connection", () => connects(entry.
 
 onDeno("socketFrom makes a net.Socket of a connection", () => connects(entry.socketFrom, nodeSocket));
 
-onBun("listenerFrom makes a listener of a listening socket", () =>
-  listens((descriptor) => entry.listenerFrom(descriptor, bunListen.open), bunListen.close));
+onBun(
+  "listenerFrom makes a listener of a listening socket",
+  () => listens((descriptor) => entry.listenerFrom(descriptor, bunListen.open), bunListen.close),
+);
 
-onBun("serverFrom makes a server of a listener", () =>
-  listens((descriptor) => entry.serverFrom(descriptor, bunServe.open), bunServe.close));
+onBun(
+  "serverFrom makes a server of a listener",
+  () => listens((descriptor) => entry.serverFrom(descriptor, bunServe.open), bunServe.close),
+);
 
-onBun("connectionFrom makes a Bun.Socket of a connection", () =>
-  connects((descriptor) => entry.connectionFrom(descriptor, bunSocket.open), bunSocket));
+onBun(
+  "connectionFrom makes a Bun.Socket of a connection",
+  () => connects((descriptor) => entry.connectionFrom(descriptor, bunSocket.open), bunSocket),
+);
 
-onBun("datagramFrom makes a socket of a UDP socket", () =>
-  hears((descriptor) => entry.datagramFrom(descriptor, bunDatagram.open), bunDatagram));
+onBun(
+  "datagramFrom makes a socket of a UDP socket",
+  () => hears((descriptor) => entry.datagramFrom(descriptor, bunDatagram.open), bunDatagram),
+);
 
 test("mod.ts says that libc is not bound yet, and knows the descriptor afterwards", async () => {
   const { status, stdout, stderr } = await runHere(`

@@ -213,6 +213,12 @@ test("FdChannel.send throws ERR_TAKEOVER_EMPTY for descriptors without enough by
   assert.equal(receiveRaw(pair.right.descriptor, 8, 64).size, -EAGAIN);
 });
 
+test("FdChannel.send throws EPERM for the credentials of another user as an ordinary user, who may send his own", asRoot, async () => {
+  const { foreignCredentials, ownCredentials } = await foundByOrdinaryUser();
+  assert.deepEqual([foreignCredentials!.name, foreignCredentials!.code], ["SystemError", "EPERM"]);
+  assert.deepEqual(ownCredentials, { code: "sent" });
+});
+
 test("FdChannel passes both of its own ends, and closes what came", async () => {
   using pair = pairOf();
   await pair.left.send(word, [pair.left.descriptor, pair.right.descriptor]);

@@ -13,7 +13,16 @@ import { bindListener } from "../../src/sockets/listener.ts";
 import { descriptorOf } from "../../src/sockets/natives.ts";
 import { cookieOf, duplicate, identify, localAddress, openSocket, setNonBlocking } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { bunSocket, denoConn, nodeDatagram, nodeSocket, rawAccepted, rawDatagram, rawListener, rawPair } from "./ends.ts";
+import {
+  bunSocket,
+  denoConn,
+  nodeDatagram,
+  nodeSocket,
+  rawAccepted,
+  rawDatagram,
+  rawListener,
+  rawPair,
+} from "./ends.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
 import { eventually, onBun, onDeno, openNull, runtime, socketPair, takeoverError, test, until } from "./support.ts";
 
@@ -91,11 +100,25 @@ test("describe tells a TCP socket that is not connected", () => {
 
 test("describe tells UDP and Unix sockets", () => {
   using udp = rawDatagram().socket;
-  assert.deepEqual(described(udp), { ...common, family: "inet", type: "dgram", protocol: "udp", listening: false, tcpState: null });
+  assert.deepEqual(described(udp), {
+    ...common,
+    family: "inet",
+    type: "dgram",
+    protocol: "udp",
+    listening: false,
+    tcpState: null,
+  });
   const [one, other] = socketPair();
   using _one = one;
   using _other = other;
-  assert.deepEqual(described(one), { ...common, family: "unix", type: "stream", protocol: null, listening: false, tcpState: null });
+  assert.deepEqual(described(one), {
+    ...common,
+    family: "unix",
+    type: "stream",
+    protocol: null,
+    listening: false,
+    tcpState: null,
+  });
   assert.deepEqual(describe(runtime, one).peer, { family: "unix", path: "" });
 });
 
@@ -155,18 +178,21 @@ onBun("descriptorOf finds the server of Bun.serve", () => isFound(bunServe));
 
 onBun("descriptorOf finds the listener of Bun.listen", () => isFound(bunListen));
 
-onDeno("descriptorOf finds connections that Deno.connect opened, each its own, and copies of it do not mislead", async () => {
-  const { listener, at } = rawListener();
-  using _listener = listener;
-  for (const _ of [1, 2]) {
-    const connection = await denoConn.open(at);
-    using peer = rawAccepted(listener);
-    using _copy = new OwnedDescriptor(runtime, duplicate(runtime, descriptorOf(runtime, connection)));
-    const found = describe(runtime, descriptorOf(runtime, connection));
-    assert.deepEqual([found.local, found.peer], [describe(runtime, peer).peer, describe(runtime, peer).local]);
-    connection.close();
-  }
-});
+onDeno(
+  "descriptorOf finds connections that Deno.connect opened, each its own, and copies of it do not mislead",
+  async () => {
+    const { listener, at } = rawListener();
+    using _listener = listener;
+    for (const _ of [1, 2]) {
+      const connection = await denoConn.open(at);
+      using peer = rawAccepted(listener);
+      using _copy = new OwnedDescriptor(runtime, duplicate(runtime, descriptorOf(runtime, connection)));
+      const found = describe(runtime, descriptorOf(runtime, connection));
+      assert.deepEqual([found.local, found.peer], [describe(runtime, peer).peer, describe(runtime, peer).local]);
+      connection.close();
+    }
+  },
+);
 
 onDeno("descriptorOf finds connections that Deno accepted", async () => {
   const listener = Deno.listen(at);
@@ -193,7 +219,10 @@ onDeno("descriptorOf says that Unix connections of Deno cannot be told apart", a
 onBun("descriptorOf finds Bun.serve on a Unix path", async () => {
   using folder = new TemporaryFolder();
   const server = Bun.serve({ unix: folder.file("web"), fetch: () => new Response() });
-  assert.deepEqual(describe(runtime, descriptorOf(runtime, server)).local, { family: "unix", path: folder.file("web") });
+  assert.deepEqual(describe(runtime, descriptorOf(runtime, server)).local, {
+    family: "unix",
+    path: folder.file("web"),
+  });
   await server.stop(true);
 });
 
@@ -217,7 +246,11 @@ test("descriptorOf finds net.Socket and the sockets of node:dgram", async () => 
   const datagram = await nodeDatagram.open({ hostname: "127.0.0.1", address: "127.0.0.1", port: 0 });
   await once(datagram, "listening");
   const { port } = datagram.address();
-  assert.deepEqual(describe(runtime, descriptorOf(runtime, datagram)).local, { family: "inet", hostname: "127.0.0.1", port });
+  assert.deepEqual(describe(runtime, descriptorOf(runtime, datagram)).local, {
+    family: "inet",
+    hostname: "127.0.0.1",
+    port,
+  });
   nodeDatagram.close(datagram);
 });
 
@@ -230,18 +263,21 @@ test("descriptorOf throws ERR_TAKEOVER_CLOSED once an object is closed", async (
   assert.throws(() => descriptorOf(runtime, server), takeoverError("ERR_TAKEOVER_CLOSED"));
 });
 
-onDeno("descriptorOf throws ERR_TAKEOVER_CLOSED for a Deno.Conn that is closed, whose number is another's", async () => {
-  const listener = Deno.listen(at);
-  const connecting = Deno.connect({ ...at, port: listener.addr.port });
-  const accepted = await listener.accept();
-  (await connecting).close();
-  const number = descriptorOf(runtime, accepted);
-  accepted.close();
-  const others = Array.from({ length: 8 }, () => new OwnedDescriptor(runtime, openSocket(runtime, "inet", "stream")));
-  assert.throws(() => descriptorOf(runtime, accepted), takeoverError("ERR_TAKEOVER_CLOSED"), `${number}`);
-  for (const other of others) other[Symbol.dispose]();
-  listener.close();
-});
+onDeno(
+  "descriptorOf throws ERR_TAKEOVER_CLOSED for a Deno.Conn that is closed, whose number is another's",
+  async () => {
+    const listener = Deno.listen(at);
+    const connecting = Deno.connect({ ...at, port: listener.addr.port });
+    const accepted = await listener.accept();
+    (await connecting).close();
+    const number = descriptorOf(runtime, accepted);
+    accepted.close();
+    const others = Array.from({ length: 8 }, () => new OwnedDescriptor(runtime, openSocket(runtime, "inet", "stream")));
+    assert.throws(() => descriptorOf(runtime, accepted), takeoverError("ERR_TAKEOVER_CLOSED"), `${number}`);
+    for (const other of others) other[Symbol.dispose]();
+    listener.close();
+  },
+);
 
 test("descriptorOf throws ERR_TAKEOVER_UNSUPPORTED for what has no socket", () => {
   for (const wrong of [null, undefined, 7, "socket", {}, [], () => {}, new Map()]) {

@@ -76,7 +76,11 @@ async function staysOpen<T>(end: End<T>): Promise<void> {
   await until(() => reading.ended, "the object to end");
   rawWrite(peer, "more");
   assert.deepEqual([detached.unread.length, detached.isUnreadKnown, await rest(detached, 4)], [0, true, "more"]);
-  assert.deepEqual([rawRead(peer), rawState(peer), describe(runtime, descriptor).tcpState], ["hello", "open", "TCP_ESTABLISHED"]);
+  assert.deepEqual([rawRead(peer), rawState(peer), describe(runtime, descriptor).tcpState], [
+    "hello",
+    "open",
+    "TCP_ESTABLISHED",
+  ]);
   assert.equal(reading.text, "answer");
   await until(() => registrationCount(process.pid) <= before, "the registration to be gone");
 }
@@ -168,8 +172,10 @@ async function givesUp<T>(end: End<T>, write: (connection: T, text: string) => u
 test("detach throws ERR_TAKEOVER_TIMEOUT when the peer of a net.Socket does not read", () =>
   givesUp(nodeSocket, (socket, text) => void socket.write(text)));
 
-onDeno("detach throws ERR_TAKEOVER_TIMEOUT when the peer of a Deno.Conn does not read", () =>
-  givesUp(denoConn, (connection, text) => connection.writable.getWriter().write(new TextEncoder().encode(text))));
+onDeno(
+  "detach throws ERR_TAKEOVER_TIMEOUT when the peer of a Deno.Conn does not read",
+  () => givesUp(denoConn, (connection, text) => connection.writable.getWriter().write(new TextEncoder().encode(text))),
+);
 
 test("detach gives what a paused net.Socket has read ahead", async () => {
   const { connection, peer } = await connected(nodeSocket);

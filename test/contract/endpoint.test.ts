@@ -32,7 +32,7 @@ async function served<T>(native: Native<T>, address: SocketAddress = loopback): 
   duplicateOver(runtime, socket.number, copy.number);
   const adopted = await adopt(runtime, defaultLimits, "web", socket, identity, native.open as Open<T>);
   const { descriptor, registrations } = adopted;
-  const parts = { kind: "listener", name: "web", descriptor, identity, registrations, paused: true } as const;
+  const parts = { kind: "listener", name: "web", descriptor, identity, registrations, paused: true, isSupervised: false } as const;
   const endpoint = new Endpoint(runtime, parts);
   endpoint.resume();
   return { endpoint, server: adopted.native as T, identity, copy };
@@ -124,7 +124,7 @@ onBun(
 test("Endpoint.pause finds the registration by itself when it was not known", async () => {
   const { endpoint, server, identity, copy } = await served(nodeNet);
   const { descriptor } = endpoint;
-  const parts = { kind: "listener", name: "web", descriptor, identity, registrations: [], paused: false } as const;
+  const parts = { kind: "listener", name: "web", descriptor, identity, registrations: [], paused: false, isSupervised: false } as const;
   const unknown = new Endpoint(runtime, parts);
   unknown.pause();
   const answer = nodeNet.ask(reachable(identity.address));

@@ -11,7 +11,14 @@ import net from "node:net";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
-import { bindSocket, connectSocket, localAddress, openPair, openSocket, readAvailable } from "../../src/sockets/socket.ts";
+import {
+  bindSocket,
+  connectSocket,
+  localAddress,
+  openPair,
+  openSocket,
+  readAvailable,
+} from "../../src/sockets/socket.ts";
 import { isSystemError } from "../../src/errors.ts";
 import { runtime } from "./seam.ts";
 
@@ -128,7 +135,10 @@ export const nodeDatagram: DatagramEnd<dgram.Socket> = {
 export const bunDatagram: DatagramEnd<Any> = {
   open(at) {
     const texts: string[] = [];
-    const opened = Bun.udpSocket({ ...at, socket: { data: (_: Any, bytes: Uint8Array) => void texts.push(String(bytes)) } });
+    const opened = Bun.udpSocket({
+      ...at,
+      socket: { data: (_: Any, bytes: Uint8Array) => void texts.push(String(bytes)) },
+    });
     return opened.then((socket: Any) => (bunTexts.set(socket, texts), socket));
   },
   read: (socket) => bunTexts.get(socket)!,
@@ -141,7 +151,9 @@ const bunTexts = new WeakMap<object, string[]>();
 /** Two connected streams that only libc touches; over TCP in the order connecting, accepting. */
 export function rawPair(family: SocketAddress["family"]): [OwnedDescriptor, OwnedDescriptor] {
   if (family === "unix") return openPair(runtime);
-  using listener = bindListener(runtime, { family, hostname: family === "inet" ? "127.0.0.1" : "::1", port: 0 }, { port: 0 });
+  using listener = bindListener(runtime, { family, hostname: family === "inet" ? "127.0.0.1" : "::1", port: 0 }, {
+    port: 0,
+  });
   return [rawConnection(localAddress(runtime, listener.number)!), rawAccepted(listener)];
 }
 
@@ -165,14 +177,19 @@ export function rawAccepted(listener: OwnedDescriptor): OwnedDescriptor {
 }
 
 /** A TCP listener that only libc touches. */
-export function rawListener(): { readonly listener: OwnedDescriptor; readonly at: { hostname: string; host: string; port: number } } {
+export function rawListener(): {
+  readonly listener: OwnedDescriptor;
+  readonly at: { hostname: string; host: string; port: number };
+} {
   const listener = bindListener(runtime, { family: "inet", hostname: "127.0.0.1", port: 0 }, { port: 0 });
   const { port } = localAddress(runtime, listener.number) as { port: number };
   return { listener, at: { hostname: "127.0.0.1", host: "127.0.0.1", port } };
 }
 
 /** A UDP socket that only libc touches. */
-export function rawDatagram(hostname = "127.0.0.1"): { readonly socket: OwnedDescriptor; readonly address: SocketAddress } {
+export function rawDatagram(
+  hostname = "127.0.0.1",
+): { readonly socket: OwnedDescriptor; readonly address: SocketAddress } {
   const family = hostname.includes(":") ? "inet6" : "inet";
   const socket = new OwnedDescriptor(runtime, openSocket(runtime, family, "dgram"));
   bindSocket(runtime, socket.number, { family, hostname, port: 0 });

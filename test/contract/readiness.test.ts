@@ -172,6 +172,11 @@ test("waitReadable throws ERR_TAKEOVER_TIMEOUT, ends with a signal's reason, and
   assert.equal(registrationCount(), before);
 });
 
+test("waitReadable that is the first of its process ends when its descriptor is closed, and with its signal", async () => {
+  const { closed, aborted, received } = await runChild(commandFor("first_wait.ts"));
+  assert.deepEqual([closed!.code, aborted!.message, received!.code], ["ERR_TAKEOVER_CLOSED", "meanwhile", "received"]);
+});
+
 test("waitReadable waits for longer than a timer can, when it is told so", async () => {
   using pair = pairs(1);
   const waiting = waitReadable(runtime, pair.ends[0]!.number, { timeoutMs: 2 ** 31 });
@@ -219,16 +224,26 @@ test("FdChannel lets timers run while thousands of messages pass that are always
   assert.ok(tickCount >= 3, `${tickCount} ticks in ${sentCount} messages`);
 });
 
+test("FdChannel.receive with no time gives what is there, message after message", async () => {
+  using pair = pairOf("seqpacket");
+  for (const count of upTo(300)) {
+    await pair.left.send(Uint8Array.of(count & 0xff), [], { timeoutMs: 0 });
+    const { bytes } = await received(pair.right, { timeoutMs: 0 });
+    assert.deepEqual([...bytes], [count & 0xff]);
+  }
+});
+
 test("FdListener and FdChannel cost no processor time at rest, with waits and without", async () => {
   const { withoutWaits, withWaits } = await runChild(commandFor("at_rest.ts"));
   for (const { share } of [withoutWaits!, withWaits!]) assert.ok((share as number) < 0.05, `${share} of a processor`);
 });
 
 test("FdChannel keeps the process alive for a wait, unless keepAlive says no", async () => {
-  assert.deepEqual(await runChild([...commandFor("keep_alive.ts"), "true"]), { code: "received" } as unknown);
-  assert.deepEqual(await runChild([...commandFor("keep_alive.ts"), "false"]), { code: "ended" } as unknown);
+  const child = (...args: readonly string[]): Promise<object> => runChild([...commandFor("keep_alive.ts"), ...args]);
+  assert.deepEqual(await Promise.all([child("true"), child("false")]), [{ code: "received" }, { code: "ended" }]);
 });
 
 test("FdChannel.receive with keepAlive false lets the process end before its time is over", async () => {
-  assert.deepEqual(await runChild([...commandFor("keep_alive.ts"), "false", "600000"]), { code: "ended" } as unknown);
+  const found: object = await runChild([...commandFor("keep_alive.ts"), "false", "600000"]);
+  assert.deepEqual(found, { code: "ended" });
 });

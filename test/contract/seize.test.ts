@@ -12,7 +12,8 @@ import net from "node:net";
 import { basename } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { type SeizeOptions, seizeFrom, type Seized } from "../../src/foreign/seize.ts";
+import type { SeizeOptions } from "../../src/foreign/choice.ts";
+import { type Seized, seizeFrom } from "../../src/foreign/seize.ts";
 import { cookieOf, duplicate, isListening } from "../../src/sockets/socket.ts";
 import { commandHere, run, TemporaryFolder } from "../unit/children.ts";
 import { ask, patienceMs, queuedCount, runtime, sleep, takeoverError, test, until } from "./support.ts";
@@ -44,7 +45,8 @@ for _ in range(workers):
     if pids[-1] == 0:
         parent = main
         break
-print(json.dumps({"ports": [one.getsockname()[1], two.getsockname()[1]], "workers": pids}), flush=True) if all(pids) else None
+if all(pids):
+    print(json.dumps({"ports": [each.getsockname()[1] for each in (one, two)], "workers": pids}), flush=True)
 def keep(connection):
     connection.recv(1)
     connection.close()
@@ -76,7 +78,8 @@ interface Other {
 async function beside(body: (other: Other) => Promise<void>, number = 0, workers = 0): Promise<void> {
   using folder = new TemporaryFolder();
   const path = folder.file("three.sock");
-  const child = spawn("python3", ["-c", program, path, String(number), String(workers)], { stdio: ["ignore", "pipe", "inherit"] });
+  const command = ["-c", program, path, String(number), String(workers)];
+  const child = spawn("python3", command, { stdio: ["ignore", "pipe", "inherit"] });
   const ended = once(child, "exit").then(([, signal]) => signal as string);
   try {
     const [line] = await once(createInterface({ input: child.stdout }), "line");
@@ -130,7 +133,8 @@ test("seizeFrom copies the listener on a port, and the other process serves on",
       const { name, descriptor, identity } = sockets[0]!;
       const address = { family: "inet", hostname: "127.0.0.1", port: other.ports[0] };
       assert.deepEqual([pid, sockets.length, name], [other.pid, 1, `127.0.0.1:${other.ports[0]}`]);
-      assert.deepEqual(identity, { family: "inet", type: "stream", listening: true, address, cookie: cookieOf(runtime, descriptor.number) });
+      const cookie = cookieOf(runtime, descriptor.number);
+      assert.deepEqual(identity, { family: "inet", type: "stream", listening: true, address, cookie });
       assert.match(await ask(other.to), /old$/);
       process.kill(other.pid, "SIGKILL");
       await other.ended;
@@ -153,14 +157,17 @@ test("seizeFrom takes a host, a host with its port, and a Unix path for an addre
     await seizing({ pid, address: "127.0.0.1" }, (seized) => assert.deepEqual(namesOf(seized), both));
     await seizing({ pid, address: both[1]! }, (seized) => assert.deepEqual(namesOf(seized), [both[1]]));
     await seizing({ pid, address: path }, (seized) => assert.deepEqual(namesOf(seized), [path]));
-    await seizing({ pid, address: "127.0.0.1", name: "web" }, (seized) => assert.deepEqual(namesOf(seized), ["web", "web.2"]));
+    await seizing({ pid, address: "127.0.0.1", name: "web" }, (seized) => {
+      assert.deepEqual(namesOf(seized), ["web", "web.2"]);
+    });
   });
 });
 
 test("seizeFrom lists the listeners that there are when the one that is wanted is not", async () => {
   await beside(({ pid, ports, path }) => {
     const listed = `127\\.0\\.0\\.1:${ports[0]}, 127\\.0\\.0\\.1:${ports[1]}, ${path.replaceAll(".", "\\.")}$`;
-    for (const wanted of [{ port: 1 }, { address: "127.0.0.2" }, { address: "/run/x.sock" }, { address: path, port: ports[0] }]) {
+    const elsewhere = ["127.0.0.2", "/run/x.sock"].map((address) => ({ address }));
+    for (const wanted of [{ port: 1 }, ...elsewhere, { address: path, port: ports[0] }]) {
       assert.throws(() => seizeFrom(runtime, { pid, ...wanted }), {
         ...takeoverError("ERR_TAKEOVER_NO_LISTENER"),
         message: new RegExp(listed),
@@ -204,7 +211,8 @@ const hasSetpriv = spawnSync("setpriv", ["--version"]).status === 0;
 const withSetpriv = { skip: isRoot && !hasSetpriv && process.env.CI !== "true" ? "setpriv is not installed" : false };
 
 test("seizeFrom says which permission it has not", withSetpriv, async () => {
-  const other = isRoot ? spawn("setpriv", ["--reuid=65534", "--clear-groups", "sleep", "60"], { stdio: "ignore" }) : null;
+  const sleeping = ["--reuid=65534", "--clear-groups", "sleep", "60"];
+  const other = isRoot ? spawn("setpriv", sleeping, { stdio: "ignore" }) : null;
   const exit = other && once(other, "exit");
   using folder = new TemporaryFolder();
   try {
@@ -324,9 +332,10 @@ test("dispose makes the sockets blocking again that were, unless they were taken
   const isNonBlocking = (number: number) => (runtime.libc.fcntl(number, F_GETFL, 0) & O_NONBLOCK) !== 0;
   await beside(async ({ pid, ports }) => {
     let copy = -1;
-    await seizing({ pid, port: ports[1] }, ({ sockets }) => void (copy = duplicate(runtime, sockets[0]!.descriptor.number)));
+    const options = { pid, port: ports[1] };
+    await seizing(options, ({ sockets }) => void (copy = duplicate(runtime, sockets[0]!.descriptor.number)));
     assert.equal(isNonBlocking(copy), false);
-    await seizing({ pid, port: ports[1] }, ({ sockets }) => void runtime.libc.close(sockets[0]!.descriptor.take()));
+    await seizing(options, ({ sockets }) => void runtime.libc.close(sockets[0]!.descriptor.take()));
     assert.equal(isNonBlocking(copy), true);
     runtime.libc.close(copy);
   });

@@ -130,7 +130,8 @@ describe("examples/forward", () => {
       const before = await steadySockets(forward);
       using acceptor = await openAcceptor({ hostname: "127.0.0.1", port: 0 });
       const { descriptor } = acceptor;
-      for (const [word, descriptors] of [["forward", []], ["forwards", [descriptor]], ["forward", [descriptor, descriptor]]] as const) {
+      const wrong = [["forward", []], ["forwards", [descriptor]], ["forward", [descriptor, descriptor]]] as const;
+      for (const [word, descriptors] of wrong) {
         using channel = await connectChannel(demo.path);
         await channel.send(new TextEncoder().encode(word), descriptors);
         assert.equal(await channel.receive({ timeoutMs: patienceMs }), null);
@@ -219,7 +220,8 @@ class Demo implements AsyncDisposable {
     more: Record<string, string> = {},
     command?: readonly string[],
   ): Promise<Server> {
-    const forward = new Server(runtime as RuntimeName, "examples/forward/forward.ts", { ...this.env, ...more }, command);
+    const env = { ...this.env, ...more };
+    const forward = new Server(runtime as RuntimeName, "examples/forward/forward.ts", env, command);
     await forward.event("open");
     return forward;
   }
@@ -236,9 +238,14 @@ class Demo implements AsyncDisposable {
   }
 }
 
-async function runClient(runtime: RuntimeName, env: Record<string, string>): Promise<{ status: number; lines: string[] }> {
+/** Runs examples/forward/client.ts: its exit status, and what it printed. */
+async function runClient(
+  runtime: RuntimeName,
+  more: Record<string, string>,
+): Promise<{ status: number; lines: string[] }> {
   const [program, ...args] = commandFor(runtime, join(root, "examples/forward/client.ts"));
-  const child = spawn(program!, args, { env: { ...process.env, NO_COLOR: "1", ...env }, stdio: ["ignore", "pipe", "ignore"] });
+  const env = { ...process.env, NO_COLOR: "1", ...more };
+  const child = spawn(program!, args, { env, stdio: ["ignore", "pipe", "ignore"] });
   let output = "";
   child.stdout.on("data", (text) => output += text);
   const status = await new Promise<number>((resolve) => child.once("close", (code) => resolve(code ?? -1)));
@@ -308,8 +315,9 @@ async function onEvery<T>(each: readonly T[], body: (one: T, index: number) => P
 }
 
 function missing(language: Language): string | false {
-  const [program, argument] = { python: ["python3", "--version"], go: ["go", "version"], c: ["gcc", "--version"] }[language];
-  return spawnSync(program!, [argument!]).status === 0 ? false : `${program} is not installed`;
+  const program = { python: "python3", go: "go", c: "gcc" }[language];
+  const found = spawnSync(program, [language === "go" ? "version" : "--version"]);
+  return found.status === 0 ? false : `${program} is not installed`;
 }
 
 /** Compiles the stand-in where that is needed. */
@@ -317,8 +325,8 @@ function commandOf(language: Language): readonly string[] {
   const source = (name: string) => join(root, "test/peers/forward", name);
   if (language === "python") return ["python3", source("peer.py")];
   const program = join(folder, language);
-  const compile = language === "go" ? ["go", "build", "-o", program, source("peer.go")] : ["gcc", "-o", program, source("peer.c")];
-  const { status, stderr } = spawnSync(compile[0]!, compile.slice(1), {
+  const compile = { go: ["go", "build", "-o", program], c: ["gcc", "-o", program] }[language];
+  const { status, stderr } = spawnSync(compile[0]!, [...compile.slice(1), source(`peer.${language}`)], {
     encoding: "utf8",
     env: { ...process.env, GOCACHE: join(folder, "cache"), GOFLAGS: "" },
   });

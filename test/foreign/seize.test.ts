@@ -10,7 +10,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { binaries, commandFor, root } from "../support/binaries.mjs";
-import { whoServes } from "../support/http.ts";
+import { assertServes, whoServes } from "../support/http.ts";
 import { freePort, Scratch, sleep, startLoad, summaryOf } from "../support/relay.ts";
 import { type RuntimeName, Server } from "../support/server.ts";
 
@@ -41,13 +41,14 @@ async function startPython(env: Record<string, string>): Promise<Server> {
 /** nginx with two workers; it says nothing when it listens. */
 async function startNginx({ PORT }: { readonly PORT: string }, folder: string): Promise<Server> {
   const file = join(folder, "nginx.conf");
+  const folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   writeFileSync(
     file,
     `daemon off; worker_processes 2; pid ${folder}/pid; error_log ${folder}/error.log;
     events { worker_connections 1024; }
     http {
       access_log off;
-      ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${folder}/${name};`).join(" ")}
+      ${folders.map((name) => `${name}_temp_path ${folder}/${name};`).join(" ")}
       server { listen 127.0.0.1:${PORT}; location / { return 200 '{"runtime":"nginx","generation":0}'; } }
     }`,
   );
@@ -63,9 +64,9 @@ async function startNginx({ PORT }: { readonly PORT: string }, folder: string): 
 type Start = (env: { readonly PORT: string }, folder: string) => Promise<Server>;
 
 /** Starts the example, which seizes. */
-function startSuccessor(runtime: RuntimeName, pid: number, port: number, folder: string, env: Record<string, string> = {}): Server {
+function startSuccessor(runtime: RuntimeName, pid: number, port: number, env: Record<string, string>): Server {
   const command = commandFor(runtime, join(root, "examples/seize.ts"), [String(pid), String(port)]);
-  return new Server(runtime, "", { TAKEOVER: join(folder, `${runtime}.sock`), ...env }, command);
+  return new Server(runtime, "", env, command);
 }
 
 /** Replaces a server under load, by each of the three runtimes in turn. */
@@ -76,10 +77,12 @@ async function replacesUnderLoad(start: Start, env: Record<string, string> = {})
     await using old = await start({ PORT: String(port) }, scratch.path);
     const load = startLoad({ port, seconds: 60, freshPerSecond });
     await sleep(500);
-    await using successor = startSuccessor(runtime, old.pid, port, scratch.path, env);
+    const TAKEOVER = join(scratch.path, "takeover.sock");
+    await using successor = startSuccessor(runtime, old.pid, port, { TAKEOVER, ...env });
     const retired = await successor.event("retired");
     await old.ended;
-    await sleep(500);
+    assert.equal((await assertServes(port)).pid, successor.pid);
+    await sleep(300);
     load.stop();
     const report = await load.report;
     const { ms, rounds, paused } = retired;
@@ -118,7 +121,7 @@ test("seize replaces a Python server with forked workers, and none of them is le
   await replacesUnderLoad(({ PORT }) => startPython({ PORT, WORKERS: "2" }));
 });
 
-test("seize replaces an unmodified nginx with two workers, which drains on SIGQUIT, and no request is lost", withNginx, async () => {
+test("seize replaces an unmodified nginx, which drains on SIGQUIT, and no request is lost", withNginx, async () => {
   await replacesUnderLoad(startNginx, { DRAIN_SIGNAL: "SIGQUIT" });
 });
 

@@ -79,8 +79,8 @@ describe("systemd-socket-activate", withSystemd, () => {
       const env = { TAKEOVER: join(scratch.path, "t.sock"), ADDRESS: JSON.stringify({ path }) };
       await using server = await activate(runtime, serviceFile, path, env);
       assert.equal((JSON.parse(await get({ socketPath: path, path: "/" })) as Who).pid, server.pid);
-      const { activated, addr, left } = await server.event("ready");
-      assert.deepEqual({ activated, addr, left }, { activated: ["web"], addr: path, left: [] });
+      const { supervised, addr, left } = await server.event("ready");
+      assert.deepEqual({ supervised, addr, left }, { supervised: ["web"], addr: path, left: [] });
       server.signal("SIGTERM");
       assert.equal(await server.ended, 0, server.stderr);
       assert.deepEqual([existsSync(path), existsSync(env.TAKEOVER)], [true, false]);
@@ -239,7 +239,7 @@ describe("The service manager", withPython, () => {
       assert.deepEqual(report.failures, {});
       assert.ok(report.answered > 0);
       const [, second] = service.of("ready");
-      assert.deepEqual([second!.activated, second!.left, second!.generation], [["web"], [], 1]);
+      assert.deepEqual([second!.supervised, second!.left, second!.generation], [["web"], [], 1]);
       assert.deepEqual(await service.stored(), ["web"]);
       process.kill(second!.pid, "SIGTERM");
       await service.next("died", 1);

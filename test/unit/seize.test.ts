@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { ForeignProcess, parseStatus } from "../../src/foreign/process.ts";
+import { ForeignProcess } from "../../src/foreign/process.ts";
 import { seizeFrom } from "../../src/foreign/seize.ts";
+import { parseStatus } from "../../src/foreign/status.ts";
 import { bindTable } from "../../src/c/libc.ts";
 import { darwin, fakeRuntime, linux, takeoverError } from "./support.ts";
 

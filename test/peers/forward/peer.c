@@ -49,7 +49,8 @@ static void answer(int connection, const char *text) {
 static int send_connection(int channel, int connection) {
   struct iovec part = { .iov_base = (void *)word, .iov_len = strlen(word) };
   union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr header; } control = { 0 };
-  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control };
+  message.msg_controllen = sizeof control;
   struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
   rights->cmsg_level = SOL_SOCKET;
   rights->cmsg_type = SCM_RIGHTS;
@@ -62,7 +63,8 @@ static int receive_connection(int channel) {
   char text[64];
   struct iovec part = { .iov_base = text, .iov_len = sizeof text };
   union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr header; } control = { 0 };
-  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+  struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control };
+  message.msg_controllen = sizeof control;
   ssize_t size = recvmsg(channel, &message, 0);
   struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
   if (size != (ssize_t)strlen(word) || memcmp(text, word, size) != 0 || !rights ||
@@ -91,7 +93,8 @@ static void server(void) {
   socklen_t size = sizeof address;
   if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 128) != 0) fail("listen");
   getsockname(listener, (struct sockaddr *)&address, &size);
-  printf("{\"event\":\"open\",\"pid\":%d,\"runtime\":\"c\",\"address\":\"127.0.0.1:%d\"}\n", getpid(), ntohs(address.sin_port));
+  printf("{\"event\":\"open\",\"pid\":%d,\"runtime\":\"c\",\"address\":\"127.0.0.1:%d\"}\n", getpid(),
+         ntohs(address.sin_port));
   for (;;) {
     int connection = accept(listener, NULL, NULL);
     if (connection < 0) fail("accept");

@@ -1,6 +1,6 @@
 /**
- * Sockets that a service manager passed to the first process of a chain, as
- * that process's endpoints find them.
+ * Sockets that the first process of a chain has from elsewhere (a service
+ * manager, HAProxy, a process that was seized), as its endpoints find them.
  *
  * @module
  */
@@ -8,31 +8,35 @@
 import { allocate, viewOf } from "../c/bytes.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { InheritedDescriptor } from "../foreign/activation.ts";
+import type { ForeignSocket } from "../foreign/foreign_socket.ts";
 import type { Runtime } from "../runtime.ts";
 import { satisfies } from "../sockets/address.ts";
 import { disposeAll } from "../sockets/descriptors.ts";
 import type { Unopened } from "./binding.ts";
 
+/** Sockets, and what else a service manager passed. */
+export type PassedDescriptor = ForeignSocket | InheritedDescriptor;
+
 /** What was passed and nobody has claimed yet. */
-export class Activated implements Disposable {
+export class ForeignSockets implements Disposable {
   readonly #runtime: Runtime;
   readonly #isOwnStore: boolean;
-  #waiting: readonly InheritedDescriptor[];
+  #waiting: readonly PassedDescriptor[];
 
   /**
    * @param descriptors Owned by this object, until they are claimed.
    * @param isOwnStore Whether a name was given by this program, when it stored
    *   the socket, rather than by whoever configured the service.
    */
-  constructor(runtime: Runtime, descriptors: readonly InheritedDescriptor[], isOwnStore: boolean) {
+  constructor(runtime: Runtime, descriptors: readonly PassedDescriptor[], isOwnStore: boolean) {
     this.#runtime = runtime;
     this.#waiting = descriptors;
     this.#isOwnStore = isOwnStore;
   }
 
   /**
-   * The listener for an endpoint: one of that name, for which the service
-   * manager's address counts, else one at the address that is wanted. A socket
+   * The listener for an endpoint: one of that name, for which its own address
+   * counts (a service manager's configuration), else one at the address that is wanted. A socket
    * that the program stored itself has to be where the program wants it now.
    *
    * @returns Null when there is none. Else the caller owns it.
@@ -42,7 +46,7 @@ export class Activated implements Disposable {
       return identity?.listening && identity.type === "stream" &&
         (identity.family === "unix") === (wanted.family === "unix");
     });
-    const isThere = ({ descriptor, identity }: InheritedDescriptor) => {
+    const isThere = ({ descriptor, identity }: PassedDescriptor) => {
       return serves(this.#runtime, { descriptor, identity: identity! }, wanted);
     };
     const named = listeners.filter((each) => each.name === name);
@@ -51,7 +55,7 @@ export class Activated implements Disposable {
       (anyPort ? undefined : listeners.find(isThere));
     if (!found) return null;
     this.#waiting = this.#waiting.filter((each) => each !== found);
-    return { descriptor: found.descriptor, identity: found.identity! };
+    return { descriptor: found.descriptor, identity: found.identity!, isSupervised: found.isSupervised === true };
   }
 
   /** The names of what nobody has claimed. */
@@ -59,7 +63,7 @@ export class Activated implements Disposable {
     return this.#waiting.map(({ name }) => name);
   }
 
-  /** Closes what nobody claimed; the service manager has copies of its own. */
+  /** Closes what nobody claimed; whoever passed it has copies of its own. */
   [Symbol.dispose](): void {
     disposeAll(this.#waiting.map(({ descriptor }) => descriptor));
     this.#waiting = [];
@@ -71,9 +75,9 @@ export class Activated implements Disposable {
  * stack listener does for all IPv4 addresses what one at `0.0.0.0` would, and
  * systemd binds one when it is given a port alone.
  */
-export function serves(runtime: Runtime, { descriptor, identity }: Unopened, wanted: SocketAddress): boolean {
+export function serves(runtime: Runtime, { descriptor, identity, isSupervised }: Unopened, wanted: SocketAddress): boolean {
   const { address } = identity;
-  if (satisfies(address, wanted)) return true;
+  if (satisfies(address, wanted) || isSupervised && (address.family === "unix") === (wanted.family === "unix")) return true;
   if (address.family !== "inet6" || address.hostname !== "::" || wanted.family !== "inet") return false;
   return satisfies({ ...wanted, port: address.port }, wanted) && wanted.hostname === "0.0.0.0" &&
     isDualStack(runtime, descriptor.number);

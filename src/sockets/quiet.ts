@@ -1,0 +1,127 @@
+/**
+ * Whether a write is under way that the runtime does not tell of. One that
+ * waits for room in the send buffer waits for an event of the epoll instance:
+ * so it has been woken, and has written, once an event that became ready later
+ * has come through.
+ *
+ * What a write leaves behind: on TCP the count of all bytes grows. On a Unix
+ * socket the queue grows, or has been read since, which is an edge of EPOLLOUT
+ * (net/unix/af_unix.c, unix_write_space).
+ *
+ * @module
+ */
+
+import { allocate, readField, viewOf, writeField } from "../c/bytes.ts";
+import { checked } from "../errors.ts";
+import type { ControlStream, Runtime } from "../runtime.ts";
+import { disposeAll, OwnedDescriptor, owning } from "./descriptors.ts";
+import { openPair } from "./socket.ts";
+
+const EPOLL_CLOEXEC = 0o2000000;
+const EPOLL_CTL_ADD = 1;
+const EPOLLOUT = 4;
+const EPOLLET = 0x80000000;
+
+/** Linux's TCP_INFO (linux/tcp.h, struct tcp_info). */
+const IPPROTO_TCP = 6;
+const TCP_INFO = 11;
+const tcpInfo = {
+  size: 216,
+  notsent_bytes: { offset: 144, size: 4 },
+  bytes_sent: { offset: 200, size: 8 },
+  bytes_retrans: { offset: 208, size: 8 },
+} as const;
+
+/** Linux's SO_MEMINFO (linux/sock_diag.h): nine unsigned; the third is what waits to be read at the other end. */
+const SO_MEMINFO = 55;
+const memInfo = { size: 36, wmem_alloc: { offset: 8, size: 4 } } as const;
+
+/** How often in a row nothing may have been written, although there was room. */
+const quietCount = 2;
+
+/**
+ * Whether no write waits for room in a connection's send buffer, or uses the
+ * room that it has got.
+ *
+ * @param limitMs How long the event loop may take to come round.
+ */
+export async function isQuiet(runtime: Runtime, descriptor: number, limitMs: number): Promise<boolean> {
+  const [end, rope] = openPair(runtime);
+  const stream = owning(end, ({ number }) => {
+    const adopted = runtime.adoptStream(number);
+    end.take();
+    return adopted;
+  });
+  const epoll = watchRoom(runtime, descriptor);
+  try {
+    const ring = ringer(runtime, stream, rope, limitMs);
+    await turn();
+    if (!hasEvent(runtime, epoll)) return false;
+    for (let count = 0; count < quietCount; count++) {
+      const before = writtenSize(runtime, descriptor);
+      if (!await ring()) return false;
+      // What was woken together with the ring has its turn, too.
+      await turn();
+      if (hasEvent(runtime, epoll) || writtenSize(runtime, descriptor) !== before) return false;
+    }
+    return true;
+  } finally {
+    stream.destroy();
+    disposeAll([epoll, rope]);
+  }
+}
+
+/** Sends a byte through the event loop; false when it did not come in time. */
+function ringer(
+  { libc }: Runtime,
+  stream: ControlStream,
+  rope: OwnedDescriptor,
+  limitMs: number,
+): () => Promise<boolean> {
+  let heard = (_isInTime: boolean) => {};
+  stream.start({ data: () => heard(true), close: () => heard(false) });
+  return () =>
+    new Promise((resolve) => {
+      const timer = setTimeout(() => resolve(false), limitMs);
+      heard = (isInTime) => {
+        clearTimeout(timer);
+        resolve(isInTime);
+      };
+      libc.write(rope.number, allocate(1), 1);
+    });
+}
+
+/** What changes with every write: of TCP the bytes ever written, else the bytes that wait at the other end. */
+function writtenSize({ abi, libc }: Runtime, descriptor: number): number {
+  const info = allocate(tcpInfo.size);
+  const size = allocate(4);
+  viewOf(size).setUint32(0, info.length, true);
+  const view = viewOf(info);
+  if (libc.getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, size) >= 0) {
+    const { bytes_sent, bytes_retrans, notsent_bytes } = tcpInfo;
+    return readField(view, bytes_sent) - readField(view, bytes_retrans) + readField(view, notsent_bytes);
+  }
+  viewOf(size).setUint32(0, memInfo.size, true);
+  checked(abi, "getsockopt", libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_MEMINFO, info, size));
+  return readField(view, memInfo.wmem_alloc);
+}
+
+/** An epoll instance that says when there is room, and then only when there is more. */
+function watchRoom(runtime: Runtime, descriptor: number): OwnedDescriptor {
+  const { abi, libc } = runtime;
+  const event = allocate(abi.epollEvent.size);
+  writeField(viewOf(event), abi.epollEvent.events, EPOLLOUT | EPOLLET);
+  const epoll = new OwnedDescriptor(runtime, checked(abi, "epoll_create1", libc.epoll_create1(EPOLL_CLOEXEC)));
+  return owning(epoll, ({ number }) => {
+    checked(abi, "epoll_ctl", libc.epoll_ctl(number, EPOLL_CTL_ADD, descriptor, event));
+    return new OwnedDescriptor(runtime, epoll.take());
+  });
+}
+
+function hasEvent({ abi, libc }: Runtime, { number }: OwnedDescriptor): boolean {
+  return libc.epoll_wait(number, allocate(abi.epollEvent.size), 1, 0) > 0;
+}
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 0));
+}
