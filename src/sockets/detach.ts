@@ -94,13 +94,15 @@ function checkDetachable(runtime: Runtime, { kind, isEncrypted }: NativeObject):
 /** What the runtime had read ahead, or null where that cannot be known. */
 function takeOut(runtime: Runtime, object: NativeObject, number: number): Uint8Array | null {
   const { family } = localAddress(runtime, number)!;
-  const entries: readonly Registration[] = object.isPulled ? watchesOf(runtime, number) : [];
-  unwatch(runtime, number);
-  const unread = object.takeUnread();
-  owning(deadSocket(runtime, object.kind, family), (dead) => duplicateOver(runtime, dead.number, number));
-  // A read that the program is waiting for ends with an end of file.
-  register(runtime, entries);
-  return unread;
+  return owning(deadSocket(runtime, object.kind, family), (dead) => {
+    const entries: readonly Registration[] = object.isPulled ? watchesOf(runtime, number) : [];
+    unwatch(runtime, number);
+    const unread = object.takeUnread();
+    duplicateOver(runtime, dead.number, number);
+    // A read that the program is waiting for ends with an end of file.
+    register(runtime, entries);
+    return unread;
+  });
 }
 
 /** A socket that a native object of that kind can hold and close. */

@@ -14,7 +14,7 @@
 import { allocate, readField, viewOf, writeField } from "../c/bytes.ts";
 import { checked } from "../errors.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
-import { disposeAll, OwnedDescriptor, owning } from "./descriptors.ts";
+import { OwnedDescriptor, owning } from "./descriptors.ts";
 import { openPair } from "./socket.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
@@ -46,29 +46,40 @@ const quietCount = 2;
  * @param limitMs How long the event loop may take to come round.
  */
 export async function isQuiet(runtime: Runtime, descriptor: number, limitMs: number): Promise<boolean> {
-  const [end, rope] = openPair(runtime);
-  const stream = owning(end, ({ number }) => {
-    const adopted = runtime.adoptStream(number);
-    end.take();
-    return adopted;
+  return await owning(watchRoom(runtime, descriptor), async (room) => {
+    const [end, rope] = openPair(runtime);
+    return await owning(rope, async () => {
+      const stream = owning(end, ({ number }) => {
+        const adopted = runtime.adoptStream(number);
+        end.take();
+        return adopted;
+      });
+      try {
+        return await staysQuiet(runtime, descriptor, room, ringer(runtime, stream, rope, limitMs));
+      } finally {
+        stream.destroy();
+      }
+    });
   });
-  const epoll = watchRoom(runtime, descriptor);
-  try {
-    const ring = ringer(runtime, stream, rope, limitMs);
+}
+
+async function staysQuiet(
+  runtime: Runtime,
+  descriptor: number,
+  room: OwnedDescriptor,
+  ring: () => Promise<boolean>,
+): Promise<boolean> {
+  // The stream reads from the next turn on: then a byte has to come as an event.
+  await turn();
+  if (!hasEvent(runtime, room)) return false;
+  for (let count = 0; count < quietCount; count++) {
+    const before = writtenSize(runtime, descriptor);
+    if (!await ring()) return false;
+    // What was woken together with the ring has its turn, too.
     await turn();
-    if (!hasEvent(runtime, epoll)) return false;
-    for (let count = 0; count < quietCount; count++) {
-      const before = writtenSize(runtime, descriptor);
-      if (!await ring()) return false;
-      // What was woken together with the ring has its turn, too.
-      await turn();
-      if (hasEvent(runtime, epoll) || writtenSize(runtime, descriptor) !== before) return false;
-    }
-    return true;
-  } finally {
-    stream.destroy();
-    disposeAll([epoll, rope]);
+    if (hasEvent(runtime, room) || writtenSize(runtime, descriptor) !== before) return false;
   }
+  return true;
 }
 
 /** Sends a byte through the event loop; false when it did not come in time. */
