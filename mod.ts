@@ -585,6 +585,7 @@ function importRuntime(): Promise<{ openRuntime(): Promise<Runtime> }> {
 
 export { Takeover } from "./src/handover/takeover.ts";
 export type { TakeoverOptions } from "./src/handover/takeover.ts";
+export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
 export type { InheritedDescriptor, InheritedSource } from "./src/foreign/activation.ts";

@@ -14,8 +14,21 @@ import { checked, isSystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { isStill, type ProcessStatus, statusAt } from "./status.ts";
 
+/** The name of a signal. */
+export type Signal =
+  | "SIGHUP"
+  | "SIGINT"
+  | "SIGQUIT"
+  | "SIGKILL"
+  | "SIGUSR1"
+  | "SIGUSR2"
+  | "SIGTERM"
+  | "SIGCONT"
+  | "SIGSTOP"
+  | "SIGWINCH";
+
 /** Signals by name (signal(7)); the numbers are those of x86 and ARM. */
-export const signals = {
+export const signals: Readonly<Record<Signal, number>> = {
   SIGHUP: 1,
   SIGINT: 2,
   SIGQUIT: 3,
@@ -26,10 +39,7 @@ export const signals = {
   SIGCONT: 18,
   SIGSTOP: 19,
   SIGWINCH: 28,
-} as const;
-
-/** The name of a signal. */
-export type Signal = keyof typeof signals;
+};
 
 /** Linux's numbers, the same on every architecture. */
 const SYS_pidfd_send_signal = 424;

@@ -17,6 +17,12 @@ export class OwnedDescriptor implements Disposable {
   readonly #runtime: Runtime;
   #number: number;
 
+  /**
+   * Owns a descriptor.
+   *
+   * @param runtime What closes it.
+   * @param number An open descriptor, owned by this object from here on.
+   */
   constructor(runtime: Runtime, number: number) {
     this.#runtime = runtime;
     this.#number = number;

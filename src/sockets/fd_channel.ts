@@ -75,6 +75,12 @@ export class FdMessage implements Disposable {
   /** Whether a packet or datagram was longer than `maxBytes`; the rest of it is gone (`MSG_TRUNC`). */
   readonly truncated: boolean;
 
+  /**
+   * Made by a channel.
+   *
+   * @param runtime What closes the descriptors.
+   * @param incoming What recvmsg(2) brought; its descriptors are the message's.
+   */
   constructor(runtime: Runtime, incoming: Incoming) {
     const { descriptors, credentials, pidfd, securityContext } = incoming.ancillary;
     this.bytes = incoming.bytes;
@@ -102,7 +108,13 @@ export class FdChannel implements Disposable, AsyncIterable<FdMessage> {
   readonly #sends = new Turns();
   readonly #receives = new Turns();
 
-  /** @param socket A non-blocking Unix socket, owned by the channel from here on. */
+  /**
+   * Made by `connectChannel` and its like in mod.ts.
+   *
+   * @param runtime The runtime's libc.
+   * @param socket A non-blocking Unix socket, owned by the channel from here on.
+   * @param type What it carries.
+   */
   constructor(runtime: Runtime, socket: OwnedDescriptor, type: SocketType) {
     this.#runtime = runtime;
     this.#socket = socket;

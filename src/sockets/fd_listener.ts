@@ -49,6 +49,14 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
   readonly #path: string;
   readonly #options: FdListenerOptions;
 
+  /**
+   * Made by `listenChannel` in mod.ts.
+   *
+   * @param runtime The runtime's libc.
+   * @param socket A non-blocking Unix listener, owned by this object from here on.
+   * @param path Removed on close; empty when there is none.
+   * @param options For the channels that are accepted.
+   */
   constructor(runtime: Runtime, socket: OwnedDescriptor, path: string, options: FdListenerOptions) {
     this.#runtime = runtime;
     this.#socket = socket;
@@ -212,7 +220,10 @@ function openNumber({ abi, libc }: Runtime, descriptor: Descriptor): number {
     throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot make a channel of a descriptor: it was taken or closed");
   }
   if (!(Number.isInteger(number) && number >= 0 && number <= 0x7fffffff)) {
-    throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot make a channel of ${number}: expected a descriptor, an integer from 0 to 2147483647`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_RANGE",
+      `Cannot make a channel of ${number}: expected a descriptor, an integer from 0 to 2147483647`,
+    );
   }
   if (libc.fcntl(number, abi.constants.F_GETFD, 0) >= 0) return number;
   throw new TakeoverError("ERR_TAKEOVER_CLOSED", `Cannot make a channel of ${number}: ${number} is not open`);
@@ -221,7 +232,10 @@ function openNumber({ abi, libc }: Runtime, descriptor: Descriptor): number {
 function unixTypeOf(runtime: Runtime, number: number): SocketType {
   const { abi, abi: { constants } } = runtime;
   if (integerOption(runtime, number, constants.SO_TYPE) === -errnoOf(abi.platform, "ENOTSOCK")) {
-    throw new TakeoverError("ERR_TAKEOVER_NOT_SOCKET", `Cannot make a channel of ${number}: expected a Unix socket, it is no socket`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_NOT_SOCKET",
+      `Cannot make a channel of ${number}: expected a Unix socket, it is no socket`,
+    );
   }
   const identity = identify(runtime, number);
   const kind = identity?.family === "unix" && !identity.listening ? integerOption(runtime, number, constants.SO_TYPE) : -1;

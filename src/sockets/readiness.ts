@@ -99,7 +99,7 @@ export function stopWaiting(runtime: Runtime, descriptor: number): void {
   opened.get(runtime)?.stop(descriptor);
 }
 
-/** Whether the other side of a connection has ended its writing (`EPOLLRDHUP`); unread messages may be left. Linux only. */
+/** Whether the other side has ended its writing (`EPOLLRDHUP`); unread messages may be left. Linux only. */
 export function isShutDown(runtime: Runtime, descriptor: number): boolean {
   const { abi, libc } = runtime;
   const event = allocate(abi.epollEvent.size);
@@ -139,8 +139,9 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
  */
 export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Promise<void> {
   return new Promise<void>((resolve, reject) => {
-    const stop = limited(options, reject, (timeoutMs) =>
-      new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before this one to end`));
+    const late = (timeoutMs: number): TakeoverError =>
+      new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+    const stop = limited(options, reject, late);
     others.then(() => (stop(), resolve()));
   });
 }
@@ -185,7 +186,11 @@ function waitWith(readiness: Readiness, descriptor: number, direction: Direction
 }
 
 /** Calls `end` with the signal's reason, or once the time is over, until what it gives is called. */
-function limited(options: WaitOptions, end: (error: unknown) => void, lateness: (timeoutMs: number) => Error): () => void {
+function limited(
+  options: WaitOptions,
+  end: (error: unknown) => void,
+  lateness: (timeoutMs: number) => Error,
+): () => void {
   const { signal, timeoutMs, keepAlive = true } = options;
   const abort = (): void => end(signal!.reason);
   signal?.addEventListener("abort", abort, { once: true });

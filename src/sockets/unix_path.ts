@@ -6,9 +6,8 @@
  */
 
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
-import { isSystemError, SystemError, TakeoverError } from "../errors.ts";
+import { checked, isSystemError, type SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { checked } from "../errors.ts";
 import { statusOf, unlinkPath } from "./listener.ts";
 import { pause, type WaitOptions } from "./readiness.ts";
 import { bindSocket, connectSocket, openSocket, type SocketType } from "./socket.ts";

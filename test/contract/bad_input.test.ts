@@ -6,7 +6,13 @@ import net from "node:net";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import type { Descriptor } from "../../src/sockets/fd_channel.ts";
-import { bindChannel, connectChannel, type FdListener, listenChannel, wrapChannel } from "../../src/sockets/fd_listener.ts";
+import {
+  bindChannel,
+  connectChannel,
+  type FdListener,
+  listenChannel,
+  wrapChannel,
+} from "../../src/sockets/fd_listener.ts";
 import { openSocket } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { asRoot, foundByOrdinaryUser } from "./fd_children.ts";
@@ -18,7 +24,10 @@ const word = new TextEncoder().encode("word");
 const EAGAIN = 11;
 
 /** What assert compares an error with: its code, and words of its sentence in their order. */
-function refusal(code: TakeoverErrorCode, ...words: readonly string[]): { name: string; code: string; message: RegExp } {
+function refusal(
+  code: TakeoverErrorCode,
+  ...words: readonly string[]
+): { name: string; code: string; message: RegExp } {
   const escaped = words.map((each) => each.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"));
   return { name: "TakeoverError", code, message: new RegExp(`^Cannot .*${escaped.join(".*")}`, "s") };
 }
@@ -46,7 +55,10 @@ async function goesOn(listener: FdListener, path: string): Promise<void> {
 
 test("A path that is a folder is ERR_TAKEOVER_PATH_KIND", async () => {
   using folder = new TemporaryFolder();
-  await refusesPath(folder.path, refusal("ERR_TAKEOVER_PATH_KIND", folder.path, "expected a socket, it is a folder", "name a path in it"));
+  await refusesPath(
+    folder.path,
+    refusal("ERR_TAKEOVER_PATH_KIND", folder.path, "expected a socket, it is a folder", "name a path in it"),
+  );
 });
 
 test("A path that is a file is ERR_TAKEOVER_PATH_KIND, and the file stays", async () => {
@@ -88,7 +100,10 @@ test("A path that is missing is ENOENT for connectChannel, and so is a missing f
 test("A path of 108 bytes is ERR_TAKEOVER_PATH, and one of 107 is fine", async () => {
   using folder = new TemporaryFolder();
   const path = folder.file("").padEnd(108, "x");
-  await refusesPath(path, refusal("ERR_TAKEOVER_PATH", path, "it has 108 bytes, expected at most 107; choose a shorter folder"));
+  await refusesPath(
+    path,
+    refusal("ERR_TAKEOVER_PATH", path, "it has 108 bytes, expected at most 107; choose a shorter folder"),
+  );
   using listener = listenChannel(runtime, path.slice(0, 107));
   await goesOn(listener, path.slice(0, 107));
 });
@@ -145,7 +160,11 @@ async function refusesDescriptor(descriptor: Descriptor, send: object, wrap: obj
 
 test("A number that cannot be a descriptor is ERR_TAKEOVER_RANGE", async () => {
   for (const number of [-1, 1.5, 2 ** 31, NaN, Infinity]) {
-    const range = refusal("ERR_TAKEOVER_RANGE", String(number), "expected a descriptor, an integer from 0 to 2147483647");
+    const range = refusal(
+      "ERR_TAKEOVER_RANGE",
+      String(number),
+      "expected a descriptor, an integer from 0 to 2147483647",
+    );
     await refusesDescriptor(number, range, range);
   }
 });
@@ -164,14 +183,21 @@ test("An OwnedDescriptor that was taken or closed is ERR_TAKEOVER_CLOSED", async
 
 test("wrapChannel throws ERR_TAKEOVER_NOT_SOCKET for what is no socket, which stays the caller's", () => {
   using file = openNull();
-  assert.throws(() => wrapChannel(runtime, file), refusal("ERR_TAKEOVER_NOT_SOCKET", String(file.number), "expected a Unix socket"));
+  assert.throws(
+    () => wrapChannel(runtime, file),
+    refusal("ERR_TAKEOVER_NOT_SOCKET", String(file.number), "expected a Unix socket"),
+  );
   assert.ok(libc.fcntl(file.number, 1, 0) >= 0);
 });
 
 test("wrapChannel throws ERR_TAKEOVER_DESCRIPTOR for a socket of another family, which stays the caller's", () => {
   for (const family of ["inet", "inet6"] as const) {
     using socket = new OwnedDescriptor(runtime, openSocket(runtime, family, "stream"));
-    const refused = refusal("ERR_TAKEOVER_DESCRIPTOR", String(socket.number), "expected a Unix socket that does not listen");
+    const refused = refusal(
+      "ERR_TAKEOVER_DESCRIPTOR",
+      String(socket.number),
+      "expected a Unix socket that does not listen",
+    );
     assert.throws(() => wrapChannel(runtime, socket), refused);
     assert.ok(libc.fcntl(socket.number, 1, 0) >= 0);
   }
@@ -180,7 +206,10 @@ test("wrapChannel throws ERR_TAKEOVER_DESCRIPTOR for a socket of another family,
 test("wrapChannel throws ERR_TAKEOVER_DESCRIPTOR for a Unix socket that listens, which goes on", async () => {
   using folder = new TemporaryFolder();
   using listener = listenChannel(runtime, folder.file("x"));
-  assert.throws(() => wrapChannel(runtime, listener.descriptor), refusal("ERR_TAKEOVER_DESCRIPTOR", "that does not listen"));
+  assert.throws(
+    () => wrapChannel(runtime, listener.descriptor),
+    refusal("ERR_TAKEOVER_DESCRIPTOR", "that does not listen"),
+  );
   await goesOn(listener, folder.file("x"));
 });
 
@@ -199,25 +228,36 @@ test("FdChannel.send throws ERR_TAKEOVER_TOO_MANY for 254 descriptors in a packe
   }
 });
 
-test("FdChannel.send throws ERR_TAKEOVER_EMPTY for descriptors without enough bytes on a stream, and sends nothing", async () => {
+test("FdChannel.send throws ERR_TAKEOVER_EMPTY for too few bytes on a stream, and sends nothing", async () => {
   using pair = pairOf();
   using file = openNull();
   for (const [count, size, needed] of [[1, 0, 1], [254, 1, 2], [1_000, 3, 4]] as const) {
     await assert.rejects(
       pair.left.send(new Uint8Array(size), new Array(count).fill(file)),
-      refusal("ERR_TAKEOVER_EMPTY", `${count} descriptors with ${size} bytes`, `needs at least ${needed}, one for every 253`),
+      refusal(
+        "ERR_TAKEOVER_EMPTY",
+        `${count} descriptors with ${size} bytes`,
+        `needs at least ${needed}, one for every 253`,
+      ),
     );
   }
   const credentials = { pid: libc.getpid(), uid: libc.geteuid(), gid: libc.getegid() };
-  await assert.rejects(pair.left.send(new Uint8Array(0), [], { credentials }), refusal("ERR_TAKEOVER_EMPTY", "credentials"));
+  await assert.rejects(
+    pair.left.send(new Uint8Array(0), [], { credentials }),
+    refusal("ERR_TAKEOVER_EMPTY", "credentials"),
+  );
   assert.equal(receiveRaw(pair.right.descriptor, 8, 64).size, -EAGAIN);
 });
 
-test("FdChannel.send throws EPERM for the credentials of another user as an ordinary user, who may send his own", asRoot, async () => {
-  const { foreignCredentials, ownCredentials } = await foundByOrdinaryUser();
-  assert.deepEqual([foreignCredentials!.name, foreignCredentials!.code], ["SystemError", "EPERM"]);
-  assert.deepEqual(ownCredentials, { code: "sent" });
-});
+test(
+  "FdChannel.send throws EPERM for the credentials of another user as an ordinary user, who may send his own",
+  asRoot,
+  async () => {
+    const { foreignCredentials, ownCredentials } = await foundByOrdinaryUser();
+    assert.deepEqual([foreignCredentials!.name, foreignCredentials!.code], ["SystemError", "EPERM"]);
+    assert.deepEqual(ownCredentials, { code: "sent" });
+  },
+);
 
 test("FdChannel passes both of its own ends, and closes what came", async () => {
   using pair = pairOf();
@@ -226,7 +266,7 @@ test("FdChannel passes both of its own ends, and closes what came", async () => 
   assert.equal(message.fds.length, 2);
 });
 
-test("FdChannel.receive throws ERR_TAKEOVER_MISSING for a foreign message without descriptors, and goes on", async () => {
+test("FdChannel.receive throws ERR_TAKEOVER_MISSING for a message without descriptors, and goes on", async () => {
   using pair = pairOf();
   using file = openNull();
   assert.equal(sendRaw(pair.left.descriptor, word), "sent 4");
@@ -239,7 +279,7 @@ test("FdChannel.receive throws ERR_TAKEOVER_MISSING for a foreign message withou
   assert.equal(next.fds.length, 1);
 });
 
-test("FdChannel.receive throws ERR_TAKEOVER_SURPLUS for more descriptors than expected, closes them, and goes on", async () => {
+test("FdChannel.receive throws ERR_TAKEOVER_SURPLUS for too many descriptors, closes them, and goes on", async () => {
   using pair = pairOf();
   using file = openNull();
   for (const maxFds of [0, 1, 252]) {
@@ -268,7 +308,10 @@ test("FdChannel.receive throws ERR_TAKEOVER_RANGE for a size that cannot be, and
   using pair = pairOf();
   await pair.left.send(word);
   for (const maxBytes of [0, -1, 1.5, NaN, 262_145]) {
-    await assert.rejects(pair.right.receive({ maxBytes }), refusal("ERR_TAKEOVER_RANGE", `${maxBytes} bytes: expected 1 to 262144`));
+    await assert.rejects(
+      pair.right.receive({ maxBytes }),
+      refusal("ERR_TAKEOVER_RANGE", `${maxBytes} bytes: expected 1 to 262144`),
+    );
   }
   assert.deepEqual([...(await received(pair.right)).bytes], [...word]);
 });
@@ -282,7 +325,11 @@ test("A listener goes on after clients that send garbage, that leave, and that r
     using channel = await listener.accept({ timeoutMs: 10_000 });
     await assert.rejects(channel.receive({ minFds: 1, timeoutMs: 10_000 }), { code: "ERR_TAKEOVER_MISSING" });
   }
-  await Promise.all(clients.map((client) => new Promise((resolve) => client.destroyed ? resolve(null) : client.once("close", resolve).destroy())));
+  await Promise.all(
+    clients.map((client) =>
+      new Promise((resolve) => client.destroyed ? resolve(null) : client.once("close", resolve).destroy())
+    ),
+  );
   (await connectChannel(runtime, folder.file("x"))).close();
   using gone = await listener.accept({ timeoutMs: 10_000 });
   assert.equal(await gone.receive({ timeoutMs: 10_000 }), null);

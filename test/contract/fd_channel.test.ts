@@ -10,7 +10,18 @@ import { bindChannel, connectChannel, listenChannel } from "../../src/sockets/fd
 import type { SocketType } from "../../src/sockets/socket.ts";
 import { run, TemporaryFolder } from "../unit/children.ts";
 import { asRoot } from "./fd_children.ts";
-import { controlOf, cookie, numbered, numberIn, numbersIn, pairOf, received, receiveRaw, sendRaw, upTo } from "./raw.ts";
+import {
+  controlOf,
+  cookie,
+  numbered,
+  numberIn,
+  numbersIn,
+  pairOf,
+  received,
+  receiveRaw,
+  sendRaw,
+  upTo,
+} from "./raw.ts";
 import { openNull, runtime, takeoverError, test } from "./support.ts";
 
 const { abi, libc } = runtime;
@@ -73,7 +84,7 @@ test("FdChannel keeps the descriptors of separate messages apart in packets", ()
 
 test("FdChannel keeps the descriptors of separate messages apart in datagrams", () => keepsApart("dgram"));
 
-test("FdChannel.receive on a stream takes plain bytes with the descriptors behind them, and never runs past those", async () => {
+test("FdChannel.receive on a stream takes plain bytes with the descriptors behind them, and no more", async () => {
   using pair = pairOf();
   using file = openNull();
   await pair.left.send(Uint8Array.of(1));
@@ -135,7 +146,9 @@ async function receivedFrom(control: Uint8Array, options = {}): Promise<FdMessag
 test("FdChannel.receive joins the descriptors of several control messages, in order", async () => {
   const sent = numbered(5);
   const numbers = sent.map(({ number }) => number);
-  const control = controlOf(...[[0, 1], [1, 3], [3, 5]].map(([from, to]) => rightsMessage(abi, numbers.slice(from, to))));
+  const control = controlOf(
+    ...[[0, 1], [1, 3], [3, 5]].map(([from, to]) => rightsMessage(abi, numbers.slice(from, to))),
+  );
   const message = await receivedFrom(control);
   disposeAll(sent);
   assert.deepEqual(numbersIn(message.fds), upTo(5));
@@ -171,7 +184,7 @@ test("FdChannel.send passes an empty list of descriptors as none", async () => {
   assert.deepEqual([size, flags, descriptors], [4, 0, []]);
 });
 
-test("FdChannel.send of 1,000 descriptors on a stream puts 253 with each first byte and the rest with the rest", async () => {
+test("FdChannel.send of 1,000 descriptors on a stream puts 253 with each first byte, then the rest", async () => {
   using pair = pairOf();
   using file = openNull();
   const bytes = Uint8Array.from(upTo(10));
@@ -238,7 +251,7 @@ test("FdChannel.receive says that a packet was longer than maxBytes, and has its
   }
 });
 
-test("FdChannel.send throws EMSGSIZE for a datagram that is longer than the kernel takes, and sends nothing", async () => {
+test("FdChannel.send throws EMSGSIZE for a datagram that is too long, and sends nothing", async () => {
   using pair = pairOf("dgram");
   using file = openNull();
   for (const size of [256 * 1024, 1024 * 1024]) {
@@ -414,25 +427,29 @@ function pidOf(pidfd: number): number {
 const hasPython = spawnSync("python3", ["--version"]).status === 0;
 const withPython = { skip: hasPython ? false : "python3 is not installed" };
 
-test("FdMessage.credentials and pidfd are those of a sender that has ended before the receive", withPython, async () => {
-  using folder = new TemporaryFolder();
-  const path = folder.file("x");
-  using listener = listenChannel(runtime, path, { passCredentials: true, passPidfd: true });
-  const program = `import os, socket
+test(
+  "FdMessage.credentials and pidfd are those of a sender that has ended before the receive",
+  withPython,
+  async () => {
+    using folder = new TemporaryFolder();
+    const path = folder.file("x");
+    using listener = listenChannel(runtime, path, { passCredentials: true, passPidfd: true });
+    const program = `import os, socket
 s = socket.socket(socket.AF_UNIX)
 s.connect(${JSON.stringify(path)})
 socket.send_fds(s, [b"word"], [0])
 print(os.getpid())`;
-  const { status, stdout, stderr } = await run(["python3", "-c", program]);
-  assert.equal(status, 0, stderr);
-  using channel = await listener.accept();
-  using message = await received(channel);
-  assert.equal(message.fds.length, 1);
-  assert.deepEqual(message.credentials, { ...own, pid: Number(stdout) });
-  if (message.pidfd) assert.equal(pidOf(message.pidfd.number), -1);
-  assert.equal(channel.peerCredentials().pid, Number(stdout));
-  assert.equal(await channel.receive(), null);
-});
+    const { status, stdout, stderr } = await run(["python3", "-c", program]);
+    assert.equal(status, 0, stderr);
+    using channel = await listener.accept();
+    using message = await received(channel);
+    assert.equal(message.fds.length, 1);
+    assert.deepEqual(message.credentials, { ...own, pid: Number(stdout) });
+    if (message.pidfd) assert.equal(pidOf(message.pidfd.number), -1);
+    assert.equal(channel.peerCredentials().pid, Number(stdout));
+    assert.equal(await channel.receive(), null);
+  },
+);
 
 test("FdMessage.securityContext is the label that the other end has, and absent where none is", async () => {
   using pair = pairOf("stream", { passSecurity: true });

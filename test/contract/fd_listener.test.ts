@@ -53,7 +53,7 @@ test("listenChannel takes an abstract name, of which no path remains", async () 
   await passesBothWays(client, channel);
 });
 
-test("listenChannel makes sockets that are non-blocking and close-on-exec, as connectChannel and accept do", async () => {
+test("listenChannel, connectChannel and accept make non-blocking, close-on-exec sockets", async () => {
   using folder = new TemporaryFolder();
   using listener = listenChannel(runtime, folder.file("x"));
   using client = await connectChannel(runtime, folder.file("x"));
@@ -154,7 +154,7 @@ test("FdListener.accept throws ERR_TAKEOVER_TIMEOUT when nobody connects", async
   await assert.rejects(listener.accept({ timeoutMs: 0 }), takeoverError("ERR_TAKEOVER_TIMEOUT"));
 });
 
-test("FdListener.accept ends with the signal's reason before it begins and while it waits, and loses no connection", async () => {
+test("FdListener.accept ends with the signal's reason before and while it waits, and loses nothing", async () => {
   using folder = new TemporaryFolder();
   using listener = listenChannel(runtime, folder.file("x"));
   using _client = await connectChannel(runtime, folder.file("x"));
@@ -196,7 +196,10 @@ test("connectChannel waits for room in the accept queue", () =>
 
 test("connectChannel throws ERR_TAKEOVER_TIMEOUT when the accept queue stays full, and closes its socket", () =>
   withFullQueue(async (path) => {
-    const expected = { ...takeoverError("ERR_TAKEOVER_TIMEOUT"), message: /within (20|0) ms: its accept queue is full/ };
+    const expected = {
+      ...takeoverError("ERR_TAKEOVER_TIMEOUT"),
+      message: /within (20|0) ms: its accept queue is full/,
+    };
     await assert.rejects(connectChannel(runtime, path, { timeoutMs: 20 }), expected);
     await assert.rejects(connectChannel(runtime, path, { timeoutMs: 0 }), expected);
   }));

@@ -66,7 +66,7 @@ function withControlSize(size: number): Runtime {
   return { ...runtime, libc: { ...libc, recvmsg } };
 }
 
-test("FdChannel.receive throws a TruncatedError for every control buffer that is too small, and leaks nothing", async () => {
+test("FdChannel.receive throws a TruncatedError for every short control buffer, and leaks nothing", async () => {
   const count = 10;
   const [left, right] = openPair(runtime);
   using _left = left;
@@ -80,7 +80,10 @@ test("FdChannel.receive throws a TruncatedError for every control buffer that is
     const error = await short.receive({ minFds: count }).catch((error: unknown) => error);
     assert.ok(error instanceof TruncatedError);
     assert.deepEqual([[...error.bytes], error.closedCount], [[...word], fittingCount(size, count)]);
-    assert.match(error.message, /^Cannot receive all descriptors of a message: \d+ arrived and were closed, .* raise the limit/);
+    assert.match(
+      error.message,
+      /^Cannot receive all descriptors of a message: \d+ arrived and were closed, .* raise the limit/,
+    );
   }
   assert.equal(sendRaw(left.number, word, control), "sent 4");
   using message = (await whole.receive())!;
@@ -113,11 +116,11 @@ test("FdChannel.receive takes ten descriptors into a table that has room for ten
   });
 });
 
-test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED when the table has room for nine of ten, and goes on", async () => {
+test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED for nine of ten, and goes on", async () => {
   assert.deepEqual((await foundInCrowd()).nine, truncated(9));
 });
 
-test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED when the table has room for one of ten, and goes on", async () => {
+test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED for one of ten, and goes on", async () => {
   assert.deepEqual((await foundInCrowd()).one, truncated(1));
 });
 
@@ -133,7 +136,7 @@ test("FdChannel.receive gives the credentials, and no pidfd, when the table is f
   });
 });
 
-test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED for descriptors beside a pidfd when the table is full", async () => {
+test("FdChannel.receive throws ERR_TAKEOVER_TRUNCATED beside a pidfd when the table is full", async () => {
   assert.deepEqual((await foundInCrowd()).all, {
     ...truncated(0),
     next: "byte 2, 10 descriptors, credentials, pidfd",

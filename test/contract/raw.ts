@@ -11,7 +11,7 @@ import { type ControlMessage, decodeAncillary, encodeControl } from "../../src/c
 import { errnoName } from "../../src/c/errno.ts";
 import { Msghdr } from "../../src/c/msghdr.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { type Descriptor, FdChannel, type FdMessage } from "../../src/sockets/fd_channel.ts";
+import type { Descriptor, FdChannel, FdMessage } from "../../src/sockets/fd_channel.ts";
 import { channelPair, type FdChannelOptions } from "../../src/sockets/fd_listener.ts";
 import { cookieOf, openPair, setIntegerOption, type SocketType } from "../../src/sockets/socket.ts";
 import { runtime } from "./seam.ts";

@@ -4,7 +4,14 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { allocate } from "../../src/c/bytes.ts";
-import { cString, disposeAll, linkOf, openDescriptors, OwnedDescriptor, readFile } from "../../src/sockets/descriptors.ts";
+import {
+  cString,
+  disposeAll,
+  linkOf,
+  openDescriptors,
+  OwnedDescriptor,
+  readFile,
+} from "../../src/sockets/descriptors.ts";
 import { stopWaiting, waitReadable, waitWritable } from "../../src/sockets/readiness.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
@@ -164,7 +171,9 @@ test("waitReadable throws ERR_TAKEOVER_TIMEOUT, ends with a signal's reason, and
   });
   await assert.rejects(waitReadable(runtime, number, { signal: aborted("before") }), { message: "before" });
   const controller = new AbortController();
-  const waiting = assert.rejects(waitReadable(runtime, number, { signal: controller.signal }), { message: "meanwhile" });
+  const waiting = assert.rejects(waitReadable(runtime, number, { signal: controller.signal }), {
+    message: "meanwhile",
+  });
   await sleep(5);
   assert.equal(registrationCount(), before + 1);
   controller.abort(new Error("meanwhile"));
@@ -172,7 +181,7 @@ test("waitReadable throws ERR_TAKEOVER_TIMEOUT, ends with a signal's reason, and
   assert.equal(registrationCount(), before);
 });
 
-test("waitReadable that is the first of its process ends when its descriptor is closed, and with its signal", async () => {
+test("waitReadable that is a process's first ends when its descriptor is closed, and with its signal", async () => {
   const { closed, aborted, received } = await runChild(commandFor("first_wait.ts"));
   assert.deepEqual([closed!.code, aborted!.message, received!.code], ["ERR_TAKEOVER_CLOSED", "meanwhile", "received"]);
 });

@@ -63,8 +63,18 @@ function missing(program: string, args: readonly string[], what: string): string
 
 /** A single file, without the network; Go's own files stay in the folder too. */
 function build(program: string, args: readonly string[]): void {
-  const goEnv = { GO111MODULE: "off", GOFLAGS: "-mod=mod", GOPROXY: "off", GOCACHE: join(folder, "cache"), GOPATH: join(folder, "go") };
-  const { status, stderr } = spawnSync(program, args, { env: { ...process.env, ...goEnv }, timeout: limitMs, encoding: "utf8" });
+  const goEnv = {
+    GO111MODULE: "off",
+    GOFLAGS: "-mod=mod",
+    GOPROXY: "off",
+    GOCACHE: join(folder, "cache"),
+    GOPATH: join(folder, "go"),
+  };
+  const { status, stderr } = spawnSync(program, args, {
+    env: { ...process.env, ...goEnv },
+    timeout: limitMs,
+    encoding: "utf8",
+  });
   assert.equal(status, 0, stderr);
 }
 
@@ -83,7 +93,9 @@ class Running {
       child.stdout.on("data", (text) => (this.#output += text).includes("ready") && resolve());
       child.stderr.on("data", (text) => this.#output += text);
     });
-    this.#ended = end.then((status) => assert.equal(status, 0, `${program} ${args.join(" ")} ended with ${status}: ${this.#output}`));
+    this.#ended = end.then((status) =>
+      assert.equal(status, 0, `${program} ${args.join(" ")} ended with ${status}: ${this.#output}`)
+    );
     this.#ended.catch(() => {});
   }
 
@@ -121,11 +133,17 @@ async function transfer(runtime: string, { language, command }: Peer, isReceiver
 for (const runtime of runtimes) {
   describe(`FdChannel on ${runtime}`, () => {
     for (const peer of peers) {
-      test(`receives 10,000 descriptors from ${peer.language} over each type of socket`, { skip: peer.skip }, () =>
-        transfer(runtime, peer, true));
+      test(
+        `receives 10,000 descriptors from ${peer.language} over each type of socket`,
+        { skip: peer.skip },
+        () => transfer(runtime, peer, true),
+      );
 
-      test(`sends 10,000 descriptors to ${peer.language} over each type of socket`, { skip: peer.skip }, () =>
-        transfer(runtime, peer, false));
+      test(
+        `sends 10,000 descriptors to ${peer.language} over each type of socket`,
+        { skip: peer.skip },
+        () => transfer(runtime, peer, false),
+      );
     }
   });
 }

@@ -8,7 +8,14 @@
 
 import assert from "node:assert/strict";
 import process from "node:process";
-import { bindChannel, connectChannel, type FdChannel, listenChannel, openRuntime, type SocketType } from "../../../mod.ts";
+import {
+  bindChannel,
+  connectChannel,
+  type FdChannel,
+  listenChannel,
+  openRuntime,
+  type SocketType,
+} from "../../../mod.ts";
 import { disposeAll, openDescriptors, OwnedDescriptor } from "../../../src/sockets/descriptors.ts";
 import { openReadiness } from "../../../src/sockets/readiness.ts";
 
