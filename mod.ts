@@ -286,7 +286,8 @@ export async function seize(options: SeizeOptions): Promise<Seized> {
  *   stats socket that was asked is not among them, others are. They are named
  *   as in a bind line: `127.0.0.1:8080`, `/run/web.sock`, `udp@[::]:443`; several
  *   with one address (`shards`) are `127.0.0.1:8080`, `127.0.0.1:8080 #2`, and
- *   each has connections of its own, so that all of them have to be served.
+ *   each has connections of its own, so that all of them have to be served. A
+ *   Unix socket's identity names the path that HAProxy bound before it renamed it.
  * @throws {TakeoverError} `ERR_TAKEOVER_NO_LISTENER` when it gives nothing,
  *   `ERR_TAKEOVER_USER`, `ERR_TAKEOVER_TIMEOUT`, `ERR_TAKEOVER_LOST`,
  *   `ERR_TAKEOVER_LIMIT` and `ERR_TAKEOVER_NO_ROOM` for more than there may be,

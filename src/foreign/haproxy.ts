@@ -98,7 +98,8 @@ function verified(
     }
     cookies.add(identity.cookie);
     setNonBlocking(runtime, descriptor.number);
-    sockets.push({ name: "", descriptor, identity, ...records[index]! });
+    // A path is HAProxy's: it was renamed since, and the socket does not know to what.
+    sockets.push({ name: "", descriptor, identity, isSupervised: identity.family === "unix", ...records[index]! });
   }
   return sockets;
 }

@@ -12,18 +12,15 @@
  * @module
  */
 
-import { checked, isSystemError, shown, TakeoverError } from "../errors.ts";
+import { isSystemError, shown, TakeoverError } from "../errors.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
-import { defaultBacklog } from "../sockets/address.ts";
-import { disposeAll, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import type { Descriptor, FdChannel } from "../sockets/fd_channel.ts";
-import { FdListener } from "../sockets/fd_listener.ts";
+import { type FdListener, listenChannel } from "../sockets/fd_listener.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
-import { statusOf, unlinkPath } from "../sockets/listener.ts";
 import { pause, type WaitOptions } from "../sockets/readiness.ts";
 import { duplicate, identify } from "../sockets/socket.ts";
-import { bindUnix } from "../sockets/unix_path.ts";
 import { isListener } from "./haproxy.ts";
 import {
   batchCount,
@@ -77,13 +74,10 @@ const fullTablePauseMs = 50;
 /** A path on which HAProxy gets listening sockets of this process. It does not keep the process alive. */
 export class HaproxyService implements Disposable {
   readonly #runtime: Runtime;
-  readonly #path: string;
   readonly #listeners: () => Iterable<HaproxyListener>;
   readonly #options: HaproxyServiceOptions;
   readonly #limits: Limits;
   readonly #listener: FdListener;
-  /** The path's, by which it is known again. */
-  readonly #inode: number | undefined;
   /** Oldest first. */
   readonly #clients = new Set<FdChannel>();
 
@@ -95,12 +89,10 @@ export class HaproxyService implements Disposable {
     options: HaproxyServiceOptions = {},
   ) {
     this.#runtime = runtime;
-    this.#path = path;
     this.#listeners = listeners;
     this.#options = options;
     this.#limits = limitsFrom(options.limits);
-    this.#listener = listenAt(runtime, path, options);
-    this.#inode = this.#foundInode();
+    this.#listener = listenChannel(runtime, path, { mode: options.mode ?? 0o600, replaceStale: options.replaceStale });
     void this.#accept();
   }
 
@@ -111,13 +103,10 @@ export class HaproxyService implements Disposable {
    */
   close(): void {
     if (this.#listener.descriptor < 0) return;
-    // Compared while the socket is open: until then nobody else gets the inode's number.
-    const isOurs = !this.#path.startsWith("\0") && this.#foundInode() === this.#inode;
     this.#listener.close();
     const clients = [...this.#clients];
     this.#clients.clear();
     for (const client of clients) client.close();
-    if (isOurs) unlinkPath(this.#runtime, this.#path);
   }
 
   /** The same as {@linkcode close}. */
@@ -127,11 +116,6 @@ export class HaproxyService implements Disposable {
 
   get #isClosed(): boolean {
     return this.#listener.descriptor < 0;
-  }
-
-  /** Undefined for an abstract name, and where it cannot be asked. */
-  #foundInode(): number | undefined {
-    return this.#path.startsWith("\0") ? undefined : statusOf(this.#runtime, this.#path)?.inode;
   }
 
   async #accept(): Promise<void> {
@@ -253,13 +237,6 @@ export class HaproxyService implements Disposable {
 }
 
 /** Not `listenChannel`, whose path goes with it, whoever has it by then. */
-function listenAt(runtime: Runtime, path: string, { mode = 0o600, replaceStale }: HaproxyServiceOptions): FdListener {
-  return owning(bindUnix(runtime, path, "stream", { mode, replaceStale }), (socket) => {
-    checked(runtime.abi, "listen", runtime.libc.listen(socket.number, defaultBacklog));
-    return new FdListener(runtime, new OwnedDescriptor(runtime, socket.take()), "", {});
-  });
-}
-
 function lost(what: string, when: string): TakeoverError {
   return new TakeoverError("ERR_TAKEOVER_LOST", `Cannot ${what}: it hung up ${when}; see its log`);
 }

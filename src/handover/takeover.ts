@@ -396,9 +396,12 @@ export class Takeover implements AsyncDisposable {
    * Ends this process's part without a successor: nobody can take over any
    * more, nothing more is accepted, Unix paths are removed, connections drain.
    * During a hand-over the successor keeps what it has, paths included.
+   *
+   * @param options `keepPaths` leaves the paths of Unix endpoints to whoever
+   *   else has them, a HAProxy that took them for instance.
    */
-  close(): Promise<void> {
-    if (this.#stage !== "released" && this.#stage !== "closed") this.#end();
+  close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
+    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
     return this.#reporting.idle();
   }
 
@@ -407,7 +410,7 @@ export class Takeover implements AsyncDisposable {
     return this.close();
   }
 
-  #end(): void {
+  #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
     if (isAlone) this.#reporting.stopping();
@@ -420,7 +423,7 @@ export class Takeover implements AsyncDisposable {
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
     if (isAlone) unlinkPath(this.#runtime, this.#path);
-    if (isAlone) this.#unlinkPaths(this.#endpoints.values());
+    if (isAlone && !keepPaths) this.#unlinkPaths(this.#endpoints.values());
     for (const endpoint of this.#endpoints.values()) endpoint.release();
   }
 

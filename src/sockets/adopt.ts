@@ -114,7 +114,7 @@ export async function adoptDatagram<T>(
   if (!canPause(runtime)) return await give(runtime, given, open);
   const placeholder = datagramPlaceholder(runtime, given.local.family);
   try {
-    return await place(runtime, given, placeholder, open, options, (_, { length }) => length > 0);
+    return await place(runtime, given, placeholder, open, options, (_, registrations) => registrations().length > 0);
   } finally {
     placeholder[Symbol.dispose]();
   }
@@ -217,10 +217,10 @@ function shown({ family, type, listening, peer, tcpState }: Description): string
 }
 
 /** An object that the callback wraps is connected once the event loop reads for it. */
-function isConnected(runtime: Runtime): (native: unknown, registrations: readonly Registration[]) => boolean {
+function isConnected(runtime: Runtime): (native: unknown, registrations: () => readonly Registration[]) => boolean {
   return (native, registrations) => {
     const object = runtime.inspect(native);
-    return object ? object.isOpen : registrations.some(({ events }) => (events & EPOLLIN) !== 0);
+    return object ? object.isOpen : registrations().some(({ events }) => (events & EPOLLIN) !== 0);
   };
 }
 
@@ -230,7 +230,7 @@ async function place<T>(
   placeholder: Placeholder,
   open: Open<T>,
   options: AdoptOptions,
-  isReady: (native: Awaited<T>, registrations: readonly Registration[]) => boolean,
+  isReady: (native: Awaited<T>, registrations: () => readonly Registration[]) => boolean,
   onGrafted: () => void = () => {},
 ): Promise<Awaited<T>> {
   const { what, number: socket, cookie } = given;

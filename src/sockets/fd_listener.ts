@@ -12,7 +12,7 @@ import { defaultBacklog } from "./address.ts";
 import { type Descriptor, FdChannel } from "./fd_channel.ts";
 import { OwnedDescriptor, owning } from "./descriptors.ts";
 import { passCredentials, passPidfd, passSecurity } from "./identity.ts";
-import { unlinkPath } from "./listener.ts";
+import { statusOf, unlinkPath } from "./listener.ts";
 import { pause, stopWaiting, type WaitOptions, waitReadable } from "./readiness.ts";
 import { identify, integerOption, openPair, setCloseOnExec, setNonBlocking, type SocketType } from "./socket.ts";
 import { bindUnix, connectUnix, type PathOptions } from "./unix_path.ts";
@@ -48,6 +48,8 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
   readonly #socket: OwnedDescriptor;
   readonly #path: string;
   readonly #options: FdListenerOptions;
+  /** The path's, by which it is known again. */
+  readonly #inode: number | undefined;
 
   /**
    * Made by `listenChannel` in mod.ts.
@@ -62,6 +64,7 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
     this.#socket = socket;
     this.#path = path;
     this.#options = options;
+    this.#inode = this.#foundInode();
   }
 
   /** The listening descriptor, which stays this object's; -1 once closed. */
@@ -102,18 +105,28 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
     }
   }
 
-  /** Stops listening and removes the path. Channels that were accepted stay. */
+  /**
+   * Stops listening and removes the path, unless somebody else has bound it
+   * meanwhile. Channels that were accepted stay.
+   */
   close(): void {
     const { number } = this.#socket;
     if (number < 0) return;
     stopWaiting(this.#runtime, number);
+    // Compared while the socket is open: until then nobody else gets the inode's number.
+    const isOurs = isNamed(this.#path) && this.#foundInode() === this.#inode;
     this.#socket[Symbol.dispose]();
-    if (isNamed(this.#path)) unlinkPath(this.#runtime, this.#path);
+    if (isOurs) unlinkPath(this.#runtime, this.#path);
   }
 
   /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** Undefined for an abstract name, and where it cannot be asked. */
+  #foundInode(): number | undefined {
+    return isNamed(this.#path) ? statusOf(this.#runtime, this.#path)?.inode : undefined;
   }
 
   #opened(): number {

@@ -48,7 +48,7 @@ export interface Graft<T> {
   /** What the callback is given beside the placeholder's address. */
   readonly extras: Readonly<Record<string, unknown>>;
   /** Whether an object can be given its socket already: what it does with the placeholder's is lost. */
-  isReady(native: Awaited<T>, registrations: readonly Registration[]): boolean;
+  isReady(native: Awaited<T>, registrations: () => readonly Registration[]): boolean;
   /** The application's callback. */
   readonly open: Open<T>;
 }
@@ -103,7 +103,7 @@ export async function adoptInto<T>(
         cookie,
         placeholder,
         extras: runtime.listenExtras(address),
-        isReady: (_, { length }) => length > 0,
+        isReady: (_, registrations) => registrations().length > 0,
         open,
       })
       : await give(runtime, what, socket, open);
@@ -199,8 +199,10 @@ async function find<T>(runtime: Runtime, order: Graft<T>, native: Awaited<T>): P
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
     const descriptor = holderOf(runtime, placeholder, native);
     if (descriptor !== undefined) {
-      const registrations = watchesOf(runtime, descriptor);
-      if (order.isReady(native, registrations)) return { descriptor, registrations };
+      // Reading them costs more than anything else here, and more with every connection.
+      let found: readonly Registration[] | null = null;
+      const registrations = () => found ??= watchesOf(runtime, descriptor);
+      if (order.isReady(native, registrations)) return { descriptor, registrations: registrations() };
     }
     if (Date.now() >= until) {
       throw notTaken(

@@ -141,6 +141,7 @@ export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Pro
   return new Promise<void>((resolve, reject) => {
     const late = (timeoutMs: number): TakeoverError =>
       new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+    if (options.signal?.aborted) return reject(options.signal.reason);
     const stop = limited(options, reject, late);
     others.then(() => (stop(), resolve()));
   });
@@ -148,7 +149,7 @@ export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Pro
 
 async function wait(runtime: Runtime, descriptor: number, direction: Direction, options: WaitOptions): Promise<void> {
   options.signal?.throwIfAborted();
-  if (!canPause(runtime)) return await pause(firstLookMs + Math.random() * longestLookMs, options);
+  if (!canPause(runtime)) return await lookAgain(direction, options);
   const readiness = opened.get(runtime);
   if (readiness) return await waitWith(readiness, descriptor, direction, options);
   const early = { descriptor, isStopped: false };
@@ -161,6 +162,12 @@ async function wait(runtime: Runtime, descriptor: number, direction: Direction, 
   } finally {
     earlyWaits.delete(early);
   }
+}
+
+/** Where nothing tells, a descriptor is looked at again a little later. */
+async function lookAgain(direction: Direction, options: WaitOptions): Promise<void> {
+  if (options.timeoutMs !== undefined && options.timeoutMs <= 0) throw late(direction, options.timeoutMs);
+  await pause(firstLookMs + Math.random() * longestLookMs, options);
 }
 
 /** Registered before this returns. */

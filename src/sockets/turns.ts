@@ -30,11 +30,11 @@ export class Turns {
     const before = this.#last;
     const isPauseDue = this.#isPauseDue();
     if (isPauseDue) this.#callCount = 0;
-    this.#pendingCount++;
-    const result = waitForTurn(before, options)
+    const result = (this.#pendingCount === 0 ? before : waitForTurn(before, options))
       .then(() => isPauseDue ? nextTurn() : undefined)
       .then(call)
       .finally(() => this.#pendingCount--);
+    this.#pendingCount++;
     this.#last = before.then(() => result.catch(() => {}));
     return await result;
   }

@@ -166,6 +166,7 @@ test("FdChannel.send ends with the signal's reason before, while it waits, and b
     const second = new AbortController();
     const waiting = assert.rejects(send(first.signal), { message: "while it waits" });
     const behind = assert.rejects(send(second.signal), { message: "behind another" });
+    await assert.rejects(send(aborted("at once")), { message: "at once" });
     await sleep(5);
     second.abort(new Error("behind another"));
     await behind;

@@ -65,7 +65,6 @@ describe("HAProxy", { skip }, () => {
       const report = await underLoad(place, async () => {
         const haproxy = place.launchHaproxy(["-x", place.path, "-sf", String(server.pid)]);
         assert.equal(await endOf(server), 0, server.stderr + haproxy.stderr);
-        assert.equal((await server.event("taken")).count, 1);
         assert.equal((await server.event("drained")).remaining, 0);
       });
       assertNothingLost(report, `${runtime} 1`, "haproxy 1");
@@ -111,7 +110,7 @@ describe("HAProxy", { skip }, () => {
     const binds = ours.map(({ number }) => formatAddress(localAddress(runtime, number)!));
     const haproxy = place.launchHaproxy(["-x", place.path], binds);
     await until(() => statSync(place.path, { throwIfNoEntry: false })?.ino !== inode, () => haproxy.stderr);
-    assert.equal(taken, ours.length);
+    await until(() => taken === ours.length, () => `${taken} were taken`);
     service.close();
     const theirs = await socketsFromHaproxy(place.path);
     const cookies = new Set(theirs.map(({ identity }) => identity.cookie));
