@@ -17,8 +17,8 @@ import { takeoverError } from "./support.ts";
 const limits = limitsFrom({ endpointCount: 3, nameSize: 8 });
 const token = "0123456789abcdef0123456789abcdef";
 const inet = { family: "inet", hostname: "127.0.0.1", port: 80 };
-const control = { kind: "control", name: "", address: { family: "unix", path: "/run/x" }, cookie: "0000000000000001" };
-const web = { kind: "listener", name: "web", address: inet, cookie: "" };
+const control = { kind: "control", name: "", address: { family: "unix", path: "/run/x" }, cookie: "0000000000000001", supervised: false };
+const web = { kind: "listener", name: "web", address: inet, cookie: "", supervised: true };
 
 const hello = {
   type: "hello",
