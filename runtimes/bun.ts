@@ -11,9 +11,9 @@ import { abiOf } from "../src/c/abi.ts";
 import { bindTable, type CType, declarations, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { NativeObject, Runtime } from "../src/runtime.ts";
 import type { SocketAddress } from "../src/c/sockaddr.ts";
-import { adoptDatagram, adoptListener, adoptNumber, type DatagramOpening } from "../src/sockets/adopt.ts";
+import { adoptDatagram, adoptListener, adoptNumber, type DatagramOpening } from "../src/natives/adopt.ts";
 import type { TcpOpening } from "../src/sockets/address.ts";
-import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import type { Descriptor } from "../src/sockets/descriptors.ts";
 import { env, inspect, listenOn, lookup, present, socketAddress, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of `bun:ffi` that is used, so that this file checks anywhere. */
@@ -231,9 +231,9 @@ function boundAddress({ address, hostname, port, url }: BunNative): SocketAddres
   return socketAddress(address?.address ?? hostname, address?.port ?? port);
 }
 
-export type { DatagramOpening } from "../src/sockets/adopt.ts";
+export type { DatagramOpening } from "../src/natives/adopt.ts";
 export type { TcpOpening } from "../src/sockets/address.ts";
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
-export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { Descriptor } from "../src/sockets/descriptors.ts";
 export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

@@ -11,8 +11,8 @@ import { cString, readFile } from "../src/sockets/descriptors.ts";
 import { bindTable, type CType, declarations, type Libc, loadFirst, type RawFunction } from "../src/c/libc.ts";
 import type { NativeObject, Runtime } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
-import { adoptConnection, adoptDatagram, adoptListener, type DatagramOpening } from "../src/sockets/adopt.ts";
-import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import { adoptConnection, adoptDatagram, adoptListener, type DatagramOpening } from "../src/natives/adopt.ts";
+import type { Descriptor } from "../src/sockets/descriptors.ts";
 import { inspect, listenOn, lookup, present, socketAddress, socketFrom as netSocketFrom, streamOf } from "./net.ts";
 
 /** The part of Deno's own interface that is used, so that this file checks anywhere. */
@@ -278,8 +278,8 @@ function announce(address: SocketAddress): void {
   console.log(`Listening on ${formatAddress(address)}`);
 }
 
-export type { DatagramOpening } from "../src/sockets/adopt.ts";
+export type { DatagramOpening } from "../src/natives/adopt.ts";
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
-export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { Descriptor } from "../src/sockets/descriptors.ts";
 export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

@@ -14,8 +14,8 @@ import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
 import process from "node:process";
 import type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
-import { adoptNumber } from "../src/sockets/adopt.ts";
-import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import { adoptNumber } from "../src/natives/adopt.ts";
+import type { Descriptor } from "../src/sockets/descriptors.ts";
 import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../src/c/sockaddr.ts";
 
 /** What `node:net` objects have inside, the same on all three runtimes. */

@@ -23,8 +23,8 @@ import {
   type RawFunction,
 } from "../src/c/libc.ts";
 import type { Runtime } from "../src/runtime.ts";
-import { adoptNumber } from "../src/sockets/adopt.ts";
-import type { Descriptor } from "../src/sockets/fd_channel.ts";
+import { adoptNumber } from "../src/natives/adopt.ts";
+import type { Descriptor } from "../src/sockets/descriptors.ts";
 import { env, inspect, listenFrom, listenOn, lookup, present, socketFrom, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
@@ -250,6 +250,6 @@ function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunctio
 }
 
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
-export type { Descriptor } from "../src/sockets/fd_channel.ts";
+export type { Descriptor } from "../src/sockets/descriptors.ts";
 export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

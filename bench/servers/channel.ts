@@ -12,7 +12,7 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { openRuntime } from "../../mod.ts";
 import { allocate, viewOf } from "../../src/c/bytes.ts";
-import { FdChannel } from "../../src/sockets/fd_channel.ts";
+import { FdChannel } from "../../src/channels/fd_channel.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { checked } from "../../src/errors.ts";
 import { openSocket } from "../../src/sockets/socket.ts";

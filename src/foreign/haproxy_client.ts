@@ -8,8 +8,8 @@
 import { isSystemError, TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
-import type { FdChannel, FdMessage, ReceiveOptions } from "../sockets/fd_channel.ts";
-import type { WaitOptions } from "../sockets/readiness.ts";
+import type { FdChannel, FdMessage, ReceiveOptions } from "../channels/fd_channel.ts";
+import type { WaitOptions } from "../channels/readiness.ts";
 import {
   command,
   decodeInteger,

@@ -16,10 +16,11 @@ import { isSystemError, shown, TakeoverError } from "../errors.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
-import type { Descriptor, FdChannel } from "../sockets/fd_channel.ts";
-import { type FdListener, listenChannel } from "../sockets/fd_listener.ts";
+import type { FdChannel } from "../channels/fd_channel.ts";
+import type { Descriptor } from "../sockets/descriptors.ts";
+import { type FdListener, listenChannel } from "../channels/fd_listener.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
-import { pause, type WaitOptions } from "../sockets/readiness.ts";
+import { pause, type WaitOptions } from "../channels/readiness.ts";
 import { duplicate, identify } from "../sockets/socket.ts";
 import { isListener } from "./haproxy.ts";
 import {

@@ -26,8 +26,8 @@ import type { UnixAddress } from "../c/sockaddr.ts";
 import { checked, shown, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
-import { type Outgoing, sendMessage } from "../sockets/message.ts";
-import { pause, type WaitOptions, waitReadable } from "../sockets/readiness.ts";
+import { type Outgoing, sendMessage } from "../channels/message.ts";
+import { pause, type WaitOptions, waitReadable } from "../channels/readiness.ts";
 import { openPair, openSocket } from "../sockets/socket.ts";
 
 /** What can be set about a {@linkcode Notifier}. */

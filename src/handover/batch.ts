@@ -13,7 +13,7 @@
  */
 
 import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
-import { FdChannel, type FdMessage } from "../sockets/fd_channel.ts";
+import { FdChannel, type FdMessage } from "../channels/fd_channel.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";

@@ -11,7 +11,7 @@ import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { TakeoverError } from "../errors.ts";
-import type { Endpoint } from "../sockets/endpoint.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";

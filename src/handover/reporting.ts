@@ -20,7 +20,7 @@
  */
 
 import type { Notifier } from "../foreign/notify.ts";
-import type { Endpoint } from "../sockets/endpoint.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
 
 /** What the reports are about. */
 export interface ReportingHost {

@@ -10,7 +10,7 @@
 
 import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
 import type { Unopened } from "./binding.ts";
-import type { FdChannel } from "../sockets/fd_channel.ts";
+import type { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";

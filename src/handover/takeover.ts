@@ -24,10 +24,10 @@ import { ForeignSockets, type PassedDescriptor, serves } from "./foreign_sockets
 import { owning } from "../sockets/descriptors.ts";
 import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
-import { Endpoint } from "../sockets/endpoint.ts";
+import { Endpoint } from "../natives/endpoint.ts";
 import { messageOf, SystemError, TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { adopt } from "../sockets/graft.ts";
+import { adopt } from "../natives/graft.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";

@@ -9,7 +9,7 @@ import type { SocketAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { cString, linkOf, OwnedDescriptor } from "./descriptors.ts";
-import type { Descriptor } from "./fd_channel.ts";
+import type { Descriptor } from "../sockets/descriptors.ts";
 import { cookieOf, integerOption, isListening, localAddress, peerAddress } from "./socket.ts";
 
 /** What a descriptor can stand for. */

@@ -58,6 +58,9 @@ export class OwnedDescriptor implements Disposable {
   }
 }
 
+/** A descriptor by its number, or as this library owns it. */
+export type Descriptor = number | OwnedDescriptor;
+
 /**
  * Runs something with a descriptor and closes it afterwards, unless it was
  * taken. Node 22 runs these sources as they are, and knows no `using`.

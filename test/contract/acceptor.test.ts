@@ -8,9 +8,9 @@ import { mkdtemp, rm } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Acceptor, openAcceptor } from "../../src/sockets/acceptor.ts";
+import { type Acceptor, openAcceptor } from "../../src/channels/acceptor.ts";
 import type { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import { peerAddress } from "../../src/sockets/socket.ts";
 import { patienceMs, queuedCount, reachable, runtime, takeoverError, test, until } from "./support.ts";
 

@@ -4,12 +4,12 @@ import assert from "node:assert/strict";
 import http from "node:http";
 import net from "node:net";
 import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
-import { adoptConnection, adoptDatagram, adoptListener } from "../../src/sockets/adopt.ts";
+import { adoptConnection, adoptDatagram, adoptListener } from "../../src/natives/adopt.ts";
 import { describe } from "../../src/sockets/describe.ts";
-import { detach } from "../../src/sockets/detach.ts";
+import { detach } from "../../src/natives/detach.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
-import { descriptorOf } from "../../src/sockets/natives.ts";
+import { descriptorOf } from "../../src/natives/natives.ts";
 import { cookieOf, duplicate, localAddress, openSocket } from "../../src/sockets/socket.ts";
 import { runHere, TemporaryFolder } from "../unit/children.ts";
 import {
@@ -264,7 +264,7 @@ onDeno("adoptDatagram puts UDP and Unix sockets into Deno.listenDatagram", async
       import.meta.url,
     )}";
     const { libc, abi } = await openRuntime();
-    const root = new URL("../../", "${import.meta.url}");
+    const root = new URL("../..", "${import.meta.url}");
     const { openSocket, bindSocket, localAddress, connectSocket } = await import(new URL("src/sockets/socket.ts", root));
     const runtime = await openRuntime();
     async function echoes(address, peerAddress, open) {

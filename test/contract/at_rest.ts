@@ -4,7 +4,7 @@
  */
 
 import process from "node:process";
-import { channelPair, connectChannel, listenChannel } from "../../src/sockets/fd_listener.ts";
+import { channelPair, connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
 import { report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
 

@@ -5,14 +5,14 @@ import { existsSync, symlinkSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { Descriptor } from "../../src/sockets/fd_channel.ts";
+import type { Descriptor } from "../../src/sockets/descriptors.ts";
 import {
   bindChannel,
   connectChannel,
   type FdListener,
   listenChannel,
   wrapChannel,
-} from "../../src/sockets/fd_listener.ts";
+} from "../../src/channels/fd_listener.ts";
 import { openSocket } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { asRoot, foundByOrdinaryUser } from "./fd_children.ts";

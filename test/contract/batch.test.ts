@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { batchChannel, encodeBatchHead, receiveBatch } from "../../src/handover/batch.ts";
-import type { FdChannel } from "../../src/sockets/fd_channel.ts";
+import type { FdChannel } from "../../src/channels/fd_channel.ts";
 import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf } from "../../src/sockets/socket.ts";
 import { openNull, patienceMs, runtime, sleep, socketPair, takeoverError, test } from "./support.ts";

@@ -5,9 +5,9 @@
 
 import { allocate } from "../../src/c/bytes.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { FdChannelOptions, FdListener } from "../../src/sockets/fd_listener.ts";
-import { channelPair, connectChannel, listenChannel } from "../../src/sockets/fd_listener.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import type { FdChannelOptions, FdListener } from "../../src/channels/fd_listener.ts";
+import { channelPair, connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
 import { changes, steadyTable } from "./table.ts";

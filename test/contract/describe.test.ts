@@ -6,11 +6,11 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { defaultLimits } from "../../src/limits.ts";
-import { adopt, type Open } from "../../src/sockets/graft.ts";
+import { adopt, type Open } from "../../src/natives/graft.ts";
 import { describe, type Description } from "../../src/sockets/describe.ts";
 import { cString, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
-import { descriptorOf } from "../../src/sockets/natives.ts";
+import { descriptorOf } from "../../src/natives/natives.ts";
 import { cookieOf, duplicate, identify, localAddress, openSocket, setNonBlocking } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import {

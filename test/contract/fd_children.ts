@@ -9,7 +9,7 @@
 import assert from "node:assert/strict";
 import { chmodSync, mkdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { listenChannel } from "../../src/sockets/fd_listener.ts";
+import { listenChannel } from "../../src/channels/fd_listener.ts";
 import { commandHere, run, TemporaryFolder } from "../unit/children.ts";
 import { runtime } from "./seam.ts";
 

@@ -5,7 +5,7 @@ import { existsSync, statSync } from "node:fs";
 import net from "node:net";
 import process from "node:process";
 import { disposeAll } from "../../src/sockets/descriptors.ts";
-import type { FdChannel } from "../../src/sockets/fd_channel.ts";
+import type { FdChannel } from "../../src/channels/fd_channel.ts";
 import {
   bindChannel,
   channelPair,
@@ -13,7 +13,7 @@ import {
   type FdListener,
   listenChannel,
   wrapChannel,
-} from "../../src/sockets/fd_listener.ts";
+} from "../../src/channels/fd_listener.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { aborted, cookie, numbered, numbersIn, received } from "./raw.ts";

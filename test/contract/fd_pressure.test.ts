@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { FdChannel } from "../../src/sockets/fd_channel.ts";
+import type { FdChannel } from "../../src/channels/fd_channel.ts";
 import type { SocketType } from "../../src/sockets/socket.ts";
 import { asRoot, foundByOrdinaryUser, foundWhileInterrupted } from "./fd_children.ts";
 import { aborted, numbered, numbersIn, pairOf, received, receiveRaw, sendRaw, shrink, upTo } from "./raw.ts";

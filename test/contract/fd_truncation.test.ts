@@ -6,7 +6,7 @@ import { readField, viewOf, writeField } from "../../src/c/bytes.ts";
 import { TruncatedError } from "../../src/errors.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { FdChannel } from "../../src/sockets/fd_channel.ts";
+import { FdChannel } from "../../src/channels/fd_channel.ts";
 import { duplicate, openPair, type SocketType } from "../../src/sockets/socket.ts";
 import { foundInCrowd } from "./fd_children.ts";
 import { controlOf, numbered, numbersIn, pairOf, received, receiveRaw, sendRaw, upTo } from "./raw.ts";

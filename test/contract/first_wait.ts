@@ -2,7 +2,7 @@
  * What ends a wait that began before the process had anything to wait with.
  */
 
-import { channelPair } from "../../src/sockets/fd_listener.ts";
+import { channelPair } from "../../src/channels/fd_listener.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
 

@@ -6,7 +6,7 @@ import net from "node:net";
 import type { TcpEndpoint } from "../../src/sockets/address.ts";
 import type { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { register } from "../../src/sockets/event_loop.ts";
-import { adopt, type Adopted, deadListener, type Open } from "../../src/sockets/graft.ts";
+import { adopt, type Adopted, deadListener, type Open } from "../../src/natives/graft.ts";
 import { defaultLimits, limitsFrom } from "../../src/limits.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
 import { formatAddress, type SocketAddress } from "../../src/c/sockaddr.ts";

@@ -8,10 +8,10 @@ import { type HaproxyOptions, type HaproxySocket, socketsFromHaproxy } from "../
 import { encodeInteger, encodeRecord } from "../../src/foreign/haproxy_records.ts";
 import { type HaproxyListener, HaproxyService, type HaproxyServiceOptions } from "../../src/foreign/haproxy_service.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { FdChannel } from "../../src/sockets/fd_channel.ts";
-import { connectChannel, listenChannel } from "../../src/sockets/fd_listener.ts";
+import type { FdChannel } from "../../src/channels/fd_channel.ts";
+import { connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import { bindSocket, cookieOf, duplicate, localAddress, openSocket } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { concat } from "../unit/support.ts";

@@ -3,7 +3,7 @@
  * strace, which injects that.
  */
 
-import { channelPair, connectChannel, listenChannel } from "../../src/sockets/fd_listener.ts";
+import { channelPair, connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
 import type { SocketType } from "../../src/sockets/socket.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import process from "node:process";
-import { wrapChannel } from "../../src/sockets/fd_listener.ts";
+import { wrapChannel } from "../../src/channels/fd_listener.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { runtime } from "./seam.ts";
 

@@ -3,7 +3,7 @@ import { allocate } from "../../src/c/bytes.ts";
 import { decodeRights, encodeControl, encodeRights, rightsMessage } from "../../src/c/cmsg.ts";
 import { Msghdr } from "../../src/c/msghdr.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { sendMessage } from "../../src/sockets/message.ts";
+import { sendMessage } from "../../src/channels/message.ts";
 import { runtime, socketPair, test } from "./support.ts";
 
 const { abi, libc } = runtime;

@@ -3,9 +3,9 @@ import process from "node:process";
 import { Notifier } from "../../src/foreign/notify.ts";
 import { bindSocket, cookieOf, openSocket } from "../../src/sockets/socket.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { type Incoming, messageRoom, receiveMessage } from "../../src/sockets/message.ts";
+import { type Incoming, messageRoom, receiveMessage } from "../../src/channels/message.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import { openNull, patienceMs, runtime, sleep, socketPair, takeoverError, test, until } from "./support.ts";
 
 type Variables = Readonly<Record<string, string>>;

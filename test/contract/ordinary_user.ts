@@ -5,8 +5,8 @@
 
 import assert from "node:assert/strict";
 import process from "node:process";
-import { channelPair, connectChannel, listenChannel } from "../../src/sockets/fd_listener.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import { channelPair, connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
 

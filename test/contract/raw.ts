@@ -11,8 +11,9 @@ import { type ControlMessage, decodeAncillary, encodeControl } from "../../src/c
 import { errnoName } from "../../src/c/errno.ts";
 import { Msghdr } from "../../src/c/msghdr.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { Descriptor, FdChannel, FdMessage } from "../../src/sockets/fd_channel.ts";
-import { channelPair, type FdChannelOptions } from "../../src/sockets/fd_listener.ts";
+import type { FdChannel, FdMessage } from "../../src/channels/fd_channel.ts";
+import type { Descriptor } from "../../src/sockets/descriptors.ts";
+import { channelPair, type FdChannelOptions } from "../../src/channels/fd_listener.ts";
 import { cookieOf, openPair, setIntegerOption, type SocketType } from "../../src/sockets/socket.ts";
 import { runtime } from "./seam.ts";
 

@@ -12,7 +12,7 @@ import {
   OwnedDescriptor,
   readFile,
 } from "../../src/sockets/descriptors.ts";
-import { stopWaiting, waitReadable, waitWritable } from "../../src/sockets/readiness.ts";
+import { stopWaiting, waitReadable, waitWritable } from "../../src/channels/readiness.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { commandFor, runChild } from "./fd_children.ts";

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import net from "node:net";
-import { receiveMessage } from "../../src/sockets/message.ts";
+import { receiveMessage } from "../../src/channels/message.ts";
 import { peerUser } from "../../src/sockets/identity.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import type { ControlListener, ControlStream } from "../../src/runtime.ts";

@@ -10,7 +10,7 @@ import runTest from "node:test";
 import tls from "node:tls";
 import { allocate, viewOf } from "../../src/c/bytes.ts";
 import type { TakeoverErrorCode } from "../../src/errors.ts";
-import { openReadiness } from "../../src/sockets/readiness.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
 import { run } from "../unit/children.ts";
 import { runtime } from "./seam.ts";

@@ -23,7 +23,7 @@ const limitMs = 60_000;
 /** Where everything has to be there: what is missing makes the tests fail, and not skip. */
 const isStrict = process.env.CI !== undefined;
 
-const sources = fileURLToPath(new URL("../peers/fds/", import.meta.url));
+const sources = fileURLToPath(new URL("../peers/fds", import.meta.url));
 const folder = mkdtempSync("/tmp/takeover-test-");
 after(() => rmSync(folder, { recursive: true, force: true }));
 

@@ -17,7 +17,7 @@ import {
   type SocketType,
 } from "../../../mod.ts";
 import { disposeAll, openDescriptors, OwnedDescriptor } from "../../../src/sockets/descriptors.ts";
-import { openReadiness } from "../../../src/sockets/readiness.ts";
+import { openReadiness } from "../../../src/channels/readiness.ts";
 
 const timeoutMs = 60_000;
 /** A runtime opens some of its own meanwhile; a leak would be one in every message. */

@@ -9,11 +9,11 @@ import { errnoName } from "../c/errno.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { type EndpointAddress, resolveAddress } from "./address.ts";
-import { OwnedDescriptor } from "./descriptors.ts";
-import { bindListener, unlinkPath } from "./listener.ts";
+import { type EndpointAddress, resolveAddress } from "../sockets/address.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { bindListener, unlinkPath } from "../sockets/listener.ts";
 import { pause, stopWaiting, type WaitOptions, waitReadable } from "./readiness.ts";
-import { localAddress, setCloseOnExec } from "./socket.ts";
+import { localAddress, setCloseOnExec } from "../sockets/socket.ts";
 
 /** Linux's flags of accept4(2). */
 const SOCK_CLOEXEC = 0o2000000;

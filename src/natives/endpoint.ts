@@ -9,11 +9,11 @@
  * @module
  */
 
-import { owning } from "./descriptors.ts";
-import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
+import { owning } from "../sockets/descriptors.ts";
+import { canPause, register, type Registration, registrationsOf, unregister } from "../sockets/event_loop.ts";
 import { deadListener } from "./graft.ts";
 import type { Runtime } from "../runtime.ts";
-import { cookieOf, duplicateOver, isListening, type SocketIdentity } from "./socket.ts";
+import { cookieOf, duplicateOver, isListening, type SocketIdentity } from "../sockets/socket.ts";
 
 /** What an endpoint is made of. */
 export interface EndpointParts {

@@ -10,9 +10,9 @@ import { allocate, viewOf } from "../c/bytes.ts";
 import { formatAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { checked } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { openingOf } from "./address.ts";
-import { OwnedDescriptor, owning } from "./descriptors.ts";
-import { bindListener, unlinkPath } from "./listener.ts";
+import { openingOf } from "../sockets/address.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { bindListener, unlinkPath } from "../sockets/listener.ts";
 import {
   bindSocket,
   duplicate,
@@ -22,7 +22,7 @@ import {
   openSocket,
   peerAddress,
   readAvailable,
-} from "./socket.ts";
+} from "../sockets/socket.ts";
 
 /** A place for one native object to be opened at. */
 export interface Placeholder extends Disposable {

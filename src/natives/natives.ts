@@ -9,9 +9,9 @@
 import { formatAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
 import type { NativeObject, Runtime } from "../runtime.ts";
-import { openDescriptors } from "./descriptors.ts";
-import { cookieOf, identify, localAddress, peerAddress } from "./socket.ts";
-import { watchedDescriptors } from "./watches.ts";
+import { openDescriptors } from "../sockets/descriptors.ts";
+import { cookieOf, identify, localAddress, peerAddress } from "../sockets/socket.ts";
+import { watchedDescriptors } from "../sockets/watches.ts";
 
 /** What an object was given. */
 interface Held {

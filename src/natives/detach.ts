@@ -17,13 +17,13 @@
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
 import type { NativeObject, Runtime } from "../runtime.ts";
-import { OwnedDescriptor, owning } from "./descriptors.ts";
-import { canPause, register, type Registration } from "./event_loop.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { canPause, register, type Registration } from "../sockets/event_loop.ts";
 import { deadListener } from "./graft.ts";
 import { descriptorOf, inspected, remembered } from "./natives.ts";
 import { isQuiet } from "./quiet.ts";
-import { cookieOf, duplicate, duplicateOver, localAddress, openPair, openSocket } from "./socket.ts";
-import { unwatch, watchesOf } from "./watches.ts";
+import { cookieOf, duplicate, duplicateOver, localAddress, openPair, openSocket } from "../sockets/socket.ts";
+import { unwatch, watchesOf } from "../sockets/watches.ts";
 
 /** A socket that was in a native object. */
 export interface Detached {

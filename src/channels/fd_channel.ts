@@ -23,15 +23,12 @@ import { errnoName, errnoOf } from "../c/errno.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { SystemError, TakeoverError, TruncatedError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { disposeAll, OwnedDescriptor } from "./descriptors.ts";
-import { peerCredentials, peerGroups, peerPidfd, peerSecurityContext } from "./identity.ts";
+import { type Descriptor, disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { peerCredentials, peerGroups, peerPidfd, peerSecurityContext } from "../sockets/identity.ts";
 import { type Incoming, isMessageWaiting, messageRoom, receiveMessage, sendMessage } from "./message.ts";
-import type { SocketType } from "./socket.ts";
+import type { SocketType } from "../sockets/socket.ts";
 import { isShutDown, pause, stopWaiting, type WaitOptions, waitReadable, waitWritable } from "./readiness.ts";
 import { Turns } from "./turns.ts";
-
-/** A descriptor by its number, or as this library owns it. */
-export type Descriptor = number | OwnedDescriptor;
 
 /** What can be sent beside bytes and descriptors, and how long it may take. */
 export interface SendOptions extends WaitOptions {

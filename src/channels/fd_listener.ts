@@ -8,13 +8,14 @@
 import { errnoName, errnoOf } from "../c/errno.ts";
 import { checked, isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { defaultBacklog } from "./address.ts";
-import { type Descriptor, FdChannel } from "./fd_channel.ts";
-import { OwnedDescriptor, owning } from "./descriptors.ts";
-import { passCredentials, passPidfd, passSecurity } from "./identity.ts";
-import { statusOf, unlinkPath } from "./listener.ts";
+import { defaultBacklog } from "../sockets/address.ts";
+import { FdChannel } from "./fd_channel.ts";
+import type { Descriptor } from "../sockets/descriptors.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { passCredentials, passPidfd, passSecurity } from "../sockets/identity.ts";
+import { statusOf, unlinkPath } from "../sockets/listener.ts";
 import { pause, stopWaiting, type WaitOptions, waitReadable } from "./readiness.ts";
-import { identify, integerOption, openPair, setCloseOnExec, setNonBlocking, type SocketType } from "./socket.ts";
+import { identify, integerOption, openPair, setCloseOnExec, setNonBlocking, type SocketType } from "../sockets/socket.ts";
 import { bindUnix, connectUnix, type PathOptions } from "./unix_path.ts";
 
 /** What a channel carries, and what the kernel adds to each message that it receives. */

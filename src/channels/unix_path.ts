@@ -5,12 +5,12 @@
  * @module
  */
 
-import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
+import { cString, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { checked, isSystemError, type SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { statusOf, unlinkPath } from "./listener.ts";
+import { statusOf, unlinkPath } from "../sockets/listener.ts";
 import { pause, type WaitOptions } from "./readiness.ts";
-import { bindSocket, connectSocket, openSocket, type SocketType } from "./socket.ts";
+import { bindSocket, connectSocket, openSocket, type SocketType } from "../sockets/socket.ts";
 
 /** How to make a socket at a path. */
 export interface PathOptions {

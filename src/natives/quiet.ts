@@ -14,8 +14,8 @@
 import { allocate, readField, viewOf, writeField } from "../c/bytes.ts";
 import { checked } from "../errors.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
-import { OwnedDescriptor, owning } from "./descriptors.ts";
-import { openPair } from "./socket.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { openPair } from "../sockets/socket.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
 const EPOLL_CTL_ADD = 1;

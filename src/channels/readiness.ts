@@ -23,9 +23,9 @@ import { allocate, type Bytes, viewOf, writeField } from "../c/bytes.ts";
 import { errnoOf } from "../c/errno.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
-import { disposeAll, OwnedDescriptor, owning } from "./descriptors.ts";
-import { canPause, register, type Registration, registrationsOf, unregister } from "./event_loop.ts";
-import { openPair } from "./socket.ts";
+import { disposeAll, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { canPause, register, type Registration, registrationsOf, unregister } from "../sockets/event_loop.ts";
+import { openPair } from "../sockets/socket.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
 const EPOLL_CTL_ADD = 1;

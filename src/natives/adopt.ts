@@ -9,14 +9,14 @@ import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
 import { limitsFrom } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
-import { checkedNumber, describe, type Description } from "./describe.ts";
-import { OwnedDescriptor } from "./descriptors.ts";
-import { canPause, register, type Registration } from "./event_loop.ts";
-import type { Descriptor } from "./fd_channel.ts";
+import { checkedNumber, describe, type Description } from "../sockets/describe.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { canPause, register, type Registration } from "../sockets/event_loop.ts";
+import type { Descriptor } from "../sockets/descriptors.ts";
 import { adoptInto, graft, notTaken, type Open } from "./graft.ts";
 import { remember } from "./natives.ts";
 import { connectionPlaceholder, datagramPlaceholder, type Placeholder } from "./placeholder.ts";
-import { cookieOf, integerOption, isListening, localAddress, peerAddress, setNonBlocking } from "./socket.ts";
+import { cookieOf, integerOption, isListening, localAddress, peerAddress, setNonBlocking } from "../sockets/socket.ts";
 
 /** What a descriptor can be adopted as. */
 export type AdoptedKind = "listener" | "connection" | "datagram socket";

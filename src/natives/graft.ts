@@ -9,17 +9,17 @@
  * @module
  */
 
-import { openDescriptors, type OwnedDescriptor } from "./descriptors.ts";
+import { openDescriptors, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { messageOf, TakeoverError } from "../errors.ts";
-import { canPause, register, type Registration, unregister } from "./event_loop.ts";
+import { canPause, register, type Registration, unregister } from "../sockets/event_loop.ts";
 import type { Limits } from "../limits.ts";
-import { bindListener } from "./listener.ts";
+import { bindListener } from "../sockets/listener.ts";
 import { listenerPlaceholder, type Placeholder, placeholderAddress } from "./placeholder.ts";
 import type { Runtime } from "../runtime.ts";
 import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
-import { cookieOf, duplicateOver, isListening, localAddress, type SocketIdentity } from "./socket.ts";
+import { cookieOf, duplicateOver, isListening, localAddress, type SocketIdentity } from "../sockets/socket.ts";
 import { remember } from "./natives.ts";
-import { watchesOf } from "./watches.ts";
+import { watchesOf } from "../sockets/watches.ts";
 
 /** A native object that holds a socket of ours. */
 export interface Adopted<T> {
