@@ -80,11 +80,15 @@ test("runtimes/ imports src/, runtimes/net.ts and the built-ins of Node, and no 
   assert.deepEqual(strayImports("runtimes", isAllowed), []);
 });
 
-test("mod.ts imports src/, and each runtime lazily", () => {
-  const imports = importsOf("mod.ts");
-  const lazy = imports.filter(({ isLazy }) => isLazy).map(({ target }) => target);
+test("api/ imports src/, and each runtime lazily in one place", () => {
+  const lazy = importsOf("api/runtime.ts").filter(({ isLazy }) => isLazy).map(({ target }) => target);
   assert.deepEqual(lazy, ["runtimes/deno.ts", "runtimes/bun.ts", "runtimes/node.ts"]);
-  assert.deepEqual(imports.filter(({ target, isLazy }) => !isLazy && !isCore(target)), []);
+  const isAllowed = (target: string) => isCore(target) || lazy.includes(target) || target === "api/runtime.ts";
+  assert.deepEqual(strayImports("api", isAllowed), []);
+});
+
+test("mod.ts imports api/ and src/", () => {
+  assert.deepEqual(importsOf("mod.ts").filter(({ target }) => !target.startsWith("api/") && !isCore(target)), []);
 });
 
 test("mod.ts and runtimes/deno.ts need no permission of Deno to be imported", async () => {
