@@ -9,6 +9,7 @@
  * @module
  */
 
+import { cameThrough } from "../sockets/address.ts";
 import { disposeAll, type OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { type ForeignProcess, movedUp } from "./process.ts";
 import type { Runtime } from "../runtime.ts";
@@ -82,12 +83,4 @@ function isConnection(
     return local !== null && addresses.some((address) => cameThrough(local, address)) &&
       !isListening(runtime, copy.number) && peerAddress(runtime, copy.number) !== null;
   });
-}
-
-/** A connection has its listener's port; the address can be any the host has. */
-function cameThrough(local: SocketAddress, listener: SocketAddress): boolean {
-  if (local.family === "unix" || listener.family === "unix") {
-    return local.family === "unix" && listener.family === "unix" && local.path === listener.path;
-  }
-  return local.port === listener.port;
 }

@@ -9,6 +9,7 @@
  * @module
  */
 
+import { cameThrough } from "../sockets/address.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -103,14 +104,6 @@ export function acceptedCount(runtime: Runtime, addresses: readonly SocketAddres
     return local !== null && addresses.some((address) => cameThrough(local, address)) &&
       !isListening(runtime, descriptor) && peerAddress(runtime, descriptor) !== null;
   }).length;
-}
-
-/** A connection has its listener's port; the address can be any the host has. */
-function cameThrough(local: SocketAddress, listener: SocketAddress): boolean {
-  if (local.family === "unix" || listener.family === "unix") {
-    return local.family === "unix" && listener.family === "unix" && local.path === listener.path;
-  }
-  return local.port === listener.port;
 }
 
 /**

@@ -95,6 +95,14 @@ export function satisfies(inherited: SocketAddress, wanted: SocketAddress): bool
     (wanted.port === 0 || wanted.port === inherited.port);
 }
 
+/** Whether a connection that is bound there came in through a listener: its port is the same, its address any of the host's. */
+export function cameThrough(local: SocketAddress, listener: SocketAddress): boolean {
+  if (local.family === "unix" || listener.family === "unix") {
+    return local.family === "unix" && listener.family === "unix" && local.path === listener.path;
+  }
+  return local.port === listener.port;
+}
+
 /** The address in the words of every server. */
 export function openingOf(address: SocketAddress): TcpOpening | UnixOpening {
   if (address.family === "unix") return { path: address.path, unix: address.path, transport: "unix" };

@@ -132,7 +132,7 @@ export function checkPeerUser(
  * const SYS_pidfd_getfd = 438;
  * const pidfd = peerPidfd(runtime, connection.number);
  * try {
- *   const copyOfItsInput = runtime.libc.syscall(SYS_pidfd_getfd, pidfd.number, 0, 0);
+ *   const copyOfItsInput = runtime.libc.syscall(SYS_pidfd_getfd, pidfd.number, 0, 0, 0);
  * } finally {
  *   pidfd[Symbol.dispose]();
  * }

@@ -21,6 +21,9 @@ const failing: Readonly<Partial<Record<FunctionName, readonly [() => number, str
   socket: [() => libc.socket(-1, constants.SOCK_STREAM, 0), "EAFNOSUPPORT"],
   bind: [() => libc.bind(-1, allocate(16), 16), "EBADF"],
   listen: [() => libc.listen(-1, 1), "EBADF"],
+  accept: [() => libc.accept(-1, null, null), "EBADF"],
+  accept4: [() => libc.accept4(-1, null, null, 0), "EBADF"],
+  shutdown: [() => libc.shutdown(-1, 2), "EBADF"],
   connect: [() => libc.connect(-1, allocate(16), 16), "EBADF"],
   socketpair: [() => libc.socketpair(constants.AF_INET, constants.SOCK_STREAM, 0, allocate(8)), "EOPNOTSUPP"],
   getsockname: [() => libc.getsockname(-1, allocate(128), allocate(4)), "EBADF"],
@@ -35,22 +38,27 @@ const failing: Readonly<Partial<Record<FunctionName, readonly [() => number, str
   fcntl: [() => libc.fcntl(-1, constants.F_GETFD, 0), "EBADF"],
   open: [() => libc.open(missing, constants.O_RDONLY, 0), "ENOENT"],
   read: [() => libc.read(-1, allocate(1), 1), "EBADF"],
+  write: [() => libc.write(-1, allocate(1), 1), "EBADF"],
   readlink: [() => libc.readlink(cString("/"), allocate(16), 16), "EINVAL"],
   unlink: [() => libc.unlink(missing), "ENOENT"],
   fchmod: [() => libc.fchmod(-1, 0o600), "EBADF"],
   chmod: [() => libc.chmod(missing, 0o600), "ENOENT"],
   flock: [() => libc.flock(-1, constants.LOCK_EX), "EBADF"],
   getrlimit: [() => libc.getrlimit(-1, allocate(16)), "EINVAL"],
+  unsetenv: [() => libc.unsetenv(cString("A=B")), "EINVAL"],
+  clock_gettime: [() => libc.clock_gettime(4_711, allocate(16)), "EINVAL"],
   kill: [() => libc.kill(libc.getpid(), 4_711), "EINVAL"],
   syscall: [() => libc.syscall(436, 9, 8, 0, 0), "EINVAL"],
   getpeereid: [() => libc.getpeereid(-1, allocate(4), allocate(4)), abi.platform === "linux" ? "ENOSYS" : "EBADF"],
   getdents64: [() => libc.getdents64(-1, allocate(1_024), 1_024), "EBADF"],
   statx: [() => libc.statx(-100, missing, 0, 0x7ff, allocate(256)), "ENOENT"],
+  epoll_create1: [() => libc.epoll_create1(-1), "EINVAL"],
+  epoll_wait: [() => libc.epoll_wait(-1, allocate(abi.epollEvent.size), 1, 0), "EBADF"],
   epoll_ctl: [() => libc.epoll_ctl(-1, 1, 0, allocate(abi.epollEvent.size)), "EBADF"],
 };
 
-/** These two cannot fail. */
-const infallible: readonly FunctionName[] = ["getpid", "geteuid"];
+/** These cannot fail. */
+const infallible: readonly FunctionName[] = ["getpid", "geteuid", "getegid"];
 
 function integer(value: number): Bytes {
   const bytes = allocate(4);

@@ -81,8 +81,15 @@ describe("systemd-socket-activate", withSystemd, () => {
       assert.equal((JSON.parse(await get({ socketPath: path, path: "/" })) as Who).pid, server.pid);
       const { supervised, addr, left } = await server.event("ready");
       assert.deepEqual({ supervised, addr, left }, { supervised: ["web"], addr: path, left: [] });
-      server.signal("SIGTERM");
+      // A later generation knows whose it is, and wherever it wants to be itself.
+      const elsewhere = { ...env, ADDRESS: JSON.stringify({ path: join(scratch.path, "other.sock") }) };
+      await using second = new Server(follower[runtime], serviceFile, elsewhere);
+      const again = await second.event("ready");
+      assert.deepEqual([again.supervised, again.addr, again.generation], [["web"], path, 2]);
+      await second.event("settled");
       assert.equal(await server.ended, 0, server.stderr);
+      second.signal("SIGTERM");
+      assert.equal(await second.ended, 0, second.stderr);
       assert.deepEqual([existsSync(path), existsSync(env.TAKEOVER)], [true, false]);
     });
   }
@@ -272,6 +279,17 @@ describe("The service manager", withPython, () => {
       assert.equal((await assertServes(service.port)).pid, b);
     });
   }
+
+  test("stores what only the successor has, though the incumbent alone could speak until then", async () => {
+    await using service = await Service.open({ runtime: "deno", access: "main", env: { STORE: "1" } });
+    await service.start();
+    await using next = service.successor("node", { EXTRA: JSON.stringify({ port: 0, hostname: "127.0.0.1" }) });
+    await service.next("main", 1);
+    await next.event("settled");
+    let stored: readonly string[] = [];
+    for (let tries = 100; tries > 0 && stored.length < 2; tries--, await sleep(20)) stored = await service.stored();
+    assert.deepEqual([...stored].sort(), ["extra", "web"]);
+  });
 
   test("hears READY=1 again when the successor is lost before ready, and when it is lost in the lease", async () => {
     await using service = await Service.open({ runtime: "bun", socket: `@takeover-test-${process.pid}` });

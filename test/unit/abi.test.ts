@@ -236,7 +236,7 @@ test("errnoOf numbers every errno that errnoName names as C does", withGcc, asyn
 });
 
 test("src/ has the constants of single modules as C has them", onLinux, async () => {
-  const folder = new URL("../../src", import.meta.url);
+  const folder = new URL("../../src/", import.meta.url);
   const names = (readdirSync(folder, { recursive: true }) as string[]).filter((name) => name.endsWith(".ts"));
   const sources = names.map((name) => readFileSync(new URL(name, folder), "utf8"));
   const found = sources.flatMap((text) => [...text.matchAll(/^const ([A-Z][A-Z0-9_]+) = (-?\w+);$/gm)]);
