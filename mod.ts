@@ -54,8 +54,10 @@ export type { AdoptOptions, DatagramOpening, UnixDatagramOpening } from "./src/n
 export type { Description, DescriptorKind, TcpState } from "./src/sockets/describe.ts";
 export type { Detached, DetachOptions } from "./src/natives/detach.ts";
 export { OwnedDescriptor } from "./src/sockets/descriptors.ts";
-export { FdChannel, FdMessage } from "./src/channels/fd_channel.ts";
-export type { ReceiveOptions, SendOptions } from "./src/channels/fd_channel.ts";
+export { FdChannel } from "./src/channels/fd_channel.ts";
+export { FdMessage } from "./src/channels/fd_message.ts";
+export type { ReceiveOptions } from "./src/channels/fd_message.ts";
+export type { SendOptions } from "./src/channels/sending.ts";
 export type { Descriptor } from "./src/sockets/descriptors.ts";
 export { FdListener } from "./src/channels/fd_listener.ts";
 export type { FdChannelOptions, FdListenerOptions } from "./src/channels/fd_listener.ts";

@@ -8,7 +8,8 @@
 import { isSystemError, TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
-import type { FdChannel, FdMessage, ReceiveOptions } from "../channels/fd_channel.ts";
+import type { FdChannel } from "../channels/fd_channel.ts";
+import type { FdMessage, ReceiveOptions } from "../channels/fd_message.ts";
 import type { WaitOptions } from "../channels/readiness.ts";
 import {
   command,

@@ -13,7 +13,8 @@
  */
 
 import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
-import { FdChannel, type FdMessage } from "../channels/fd_channel.ts";
+import { FdChannel } from "../channels/fd_channel.ts";
+import type { FdMessage } from "../channels/fd_message.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";

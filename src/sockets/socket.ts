@@ -6,7 +6,7 @@
 
 import type { Abi } from "../c/abi.ts";
 import { allocate, type Bytes, toHex, viewOf } from "../c/bytes.ts";
-import { checked } from "../errors.ts";
+import { checked, TakeoverError } from "../errors.ts";
 import { errnoOf } from "../c/errno.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "./descriptors.ts";
@@ -70,7 +70,9 @@ export function openPair(runtime: Runtime, type: SocketType = "stream"): [OwnedD
 
 function kindOf({ abi }: Runtime, type: SocketType): number {
   const { SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET } = abi.constants;
-  return { stream: SOCK_STREAM, dgram: SOCK_DGRAM, seqpacket: SOCK_SEQPACKET }[type];
+  const kind = { stream: SOCK_STREAM, dgram: SOCK_DGRAM, seqpacket: SOCK_SEQPACKET }[type];
+  if (kind !== undefined) return kind;
+  throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot open a socket of type ${type}: expected stream, seqpacket or dgram`);
 }
 
 /** Binds a socket (bind(2)). */

@@ -272,7 +272,7 @@ test("FdChannel.receive throws ERR_TAKEOVER_MISSING for a message without descri
   assert.equal(sendRaw(pair.left.descriptor, word), "sent 4");
   await assert.rejects(pair.right.receive({ minFds: 1 }), {
     ...refusal("ERR_TAKEOVER_MISSING"),
-    message: /^A message came with 0 descriptors, expected at least 1;/,
+    message: /^Cannot take a message with 0 descriptors: expected at least 1;/,
   });
   await pair.left.send(word, [file]);
   using next = await received(pair.right, { minFds: 1 });
@@ -286,7 +286,7 @@ test("FdChannel.receive throws ERR_TAKEOVER_SURPLUS for too many descriptors, cl
     await pair.left.send(word, new Array(253).fill(file));
     await assert.rejects(pair.right.receive({ maxFds }), {
       ...refusal("ERR_TAKEOVER_SURPLUS"),
-      message: new RegExp(`^A message came with 253 descriptors, expected at most ${maxFds}; they were closed`),
+      message: new RegExp(`^Cannot take a message with 253 descriptors: expected at most ${maxFds}; they were closed`),
     });
   }
   await pair.left.send(word, [file]);

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { credentialsMessage, rightsMessage } from "../../src/c/cmsg.ts";
 import { disposeAll, OwnedDescriptor, readFile } from "../../src/sockets/descriptors.ts";
-import type { FdMessage } from "../../src/channels/fd_channel.ts";
+import type { FdMessage } from "../../src/channels/fd_message.ts";
 import { peerPidfd } from "../../src/sockets/identity.ts";
 import { bindChannel, connectChannel, listenChannel } from "../../src/channels/fd_listener.ts";
 import type { SocketType } from "../../src/sockets/socket.ts";

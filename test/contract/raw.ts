@@ -11,7 +11,8 @@ import { type ControlMessage, decodeAncillary, encodeControl } from "../../src/c
 import { errnoName } from "../../src/c/errno.ts";
 import { Msghdr } from "../../src/c/msghdr.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import type { FdChannel, FdMessage } from "../../src/channels/fd_channel.ts";
+import type { FdChannel } from "../../src/channels/fd_channel.ts";
+import type { FdMessage } from "../../src/channels/fd_message.ts";
 import type { Descriptor } from "../../src/sockets/descriptors.ts";
 import { channelPair, type FdChannelOptions } from "../../src/channels/fd_listener.ts";
 import { cookieOf, openPair, setIntegerOption, type SocketType } from "../../src/sockets/socket.ts";

@@ -167,7 +167,7 @@ test("waitReadable throws ERR_TAKEOVER_TIMEOUT, ends with a signal's reason, and
   await assert.rejects(waitReadable(runtime, number, { timeoutMs: 0 }), takeoverError("ERR_TAKEOVER_TIMEOUT"));
   await assert.rejects(waitReadable(runtime, number, { timeoutMs: 10 }), {
     ...takeoverError("ERR_TAKEOVER_TIMEOUT"),
-    message: "The descriptor was not readable within 10 ms",
+    message: "Cannot go on within 10 ms: expected the descriptor to be readable",
   });
   await assert.rejects(waitReadable(runtime, number, { signal: aborted("before") }), { message: "before" });
   const controller = new AbortController();
