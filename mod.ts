@@ -34,7 +34,7 @@ export { adoptConnection, adoptDatagram, adoptListener, describe, descriptorOf, 
 export { inheritedDescriptors, openNotifier, seize, serveToHaproxy, socketsFromHaproxy } from "./api/foreign.ts";
 
 export { Takeover } from "./src/handover/takeover.ts";
-export type { TakeoverOptions } from "./src/handover/takeover.ts";
+export type { TakeoverOptions } from "./src/handover/options.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";

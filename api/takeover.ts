@@ -4,7 +4,8 @@
  * @module
  */
 
-import { Takeover, type TakeoverOptions } from "../src/handover/takeover.ts";
+import type { TakeoverOptions } from "../src/handover/options.ts";
+import { Takeover } from "../src/handover/takeover.ts";
 import { openRuntime } from "./runtime.ts";
 
 /**

@@ -20,7 +20,7 @@ import {
   type UnixOpening,
 } from "../sockets/address.ts";
 
-import { ForeignSockets, type PassedDescriptor, serves } from "./foreign_sockets.ts";
+import { ForeignSockets, serves } from "./foreign_sockets.ts";
 import { owning } from "../sockets/descriptors.ts";
 import { bindEndpoint, type Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
@@ -34,51 +34,16 @@ import { type Limits, limitsFrom } from "../limits.ts";
 import { unlinkPath } from "../sockets/listener.ts";
 import { checkedName, type Peer } from "./messages.ts";
 import { checkedStoreName, Notifier } from "../foreign/notify.ts";
-import { meet } from "./rendezvous.ts";
 import { Reporting } from "./reporting.ts";
 import type { ControlListener, Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { identify } from "../sockets/socket.ts";
-import { isLost, randomHex, Succession } from "./successor.ts";
-
-/** What an application can set. */
-export interface TakeoverOptions {
-  /** Limits that differ from the defaults. */
-  readonly limits?: Partial<Limits>;
-  /** User ids that may be at the other end, besides this process's own. */
-  readonly allowUsers?: readonly number[];
-  /** Names of endpoints without which an incumbent is refused. */
-  readonly require?: readonly string[];
-  /**
-   * Sockets from elsewhere, which the takeover then owns: seized, from HAProxy,
-   * or what a service manager passed to this process at its start, which is
-   * what is taken when this is left out (`inheritedDescriptors()`). Without an
-   * incumbent `listen` takes its sockets from them; with one they are closed.
-   */
-  readonly inherit?: readonly PassedDescriptor[];
-  /** Whether the service manager that `$NOTIFY_SOCKET` names is told (sd_notify(3)); true when left out. */
-  readonly notify?: boolean;
-  /**
-   * Whether its descriptor store keeps the listeners (systemd: `FileDescriptorStoreMax=`),
-   * so that the process that it starts after a crash has them; false when left
-   * out. Names of endpoints are then printable ASCII without colons.
-   */
-  readonly store?: boolean;
-}
+import { type Beginning, begin, instanceName } from "./beginning.ts";
+import type { TakeoverOptions } from "./options.ts";
+import type { Succession } from "./successor.ts";
 
 type Stage = "starting" | "serving" | "leased" | "released" | "closed";
 
-/** How often a path is met again whose incumbent vanished in the middle of it. */
-const meetCount = 20;
-const meetAgainMs = 10;
-
-/** What a process has once it knows whether it is the first. */
-interface Beginning {
-  readonly control: Unopened;
-  readonly succession: Succession | null;
-}
-
-/** What it has before that. */
+/** What a process has, whether it is the first or not. */
 interface Surroundings {
   /** What it has from elsewhere. */
   readonly foreign: ForeignSockets;
@@ -182,54 +147,15 @@ export class Takeover implements AsyncDisposable {
     const passed = options.inherit ?? inheritedDescriptors(runtime);
     const foreign = new ForeignSockets(runtime, passed, options.store ?? false);
     try {
-      const takeover = await Takeover.#begin(runtime, path, options, { foreign, notifier });
+      const instance = instanceName();
+      const beginning = await begin(runtime, path, instance, options);
+      const takeover = new Takeover(runtime, path, instance, options, { foreign, notifier }, beginning);
       // The incumbent's sockets are the ones with the connections.
       if (takeover.generation > 1) foreign[Symbol.dispose]();
       return takeover;
     } catch (error) {
       foreign[Symbol.dispose]();
       throw error;
-    }
-  }
-
-  static async #begin(
-    runtime: Runtime,
-    path: string,
-    options: TakeoverOptions,
-    around: Surroundings,
-  ): Promise<Takeover> {
-    const limits = limitsFrom(options.limits);
-    const instance = instanceName();
-    const required = (options.require ?? []).map((name) => checkedName(name, limits));
-    for (let tries = 1;; tries++) {
-      const met = await meet(runtime, path, limits);
-      if (met.role === "first") {
-        if (required.length > 0) {
-          met.listener[Symbol.dispose]();
-          unlinkPath(runtime, path);
-          throw new TakeoverError(
-            "ERR_TAKEOVER_UNKNOWN_NAME",
-            `Cannot start without ${required.join(", ")}: nobody answers on ${path}; start without require first`,
-          );
-        }
-        const control = { descriptor: met.listener, identity: identify(runtime, met.listener.number)! };
-        return new Takeover(runtime, path, instance, options, around, { control, succession: null });
-      }
-      try {
-        const succession = await Succession.begin(met.connection, {
-          runtime,
-          limits,
-          path,
-          instance,
-          allowUsers: options.allowUsers ?? [],
-          require: required,
-        });
-        return new Takeover(runtime, path, instance, options, around, { control: succession.control, succession });
-      } catch (error) {
-        // An incumbent that ended in the middle leaves a stale path behind.
-        if (!isLost(error) || tries === meetCount) throw error;
-        await new Promise((resolve) => setTimeout(resolve, meetAgainMs));
-      }
     }
   }
 
@@ -557,13 +483,6 @@ export class Takeover implements AsyncDisposable {
     this.#emitter.emit("drained", drained);
     return drained;
   }
-}
-
-/** One name for this process, however often it calls. */
-let instance: string | null = null;
-
-function instanceName(): string {
-  return instance ??= randomHex();
 }
 
 function reported(error: unknown): { code: string; message: string } {
