@@ -11,7 +11,7 @@
  * const handler = takeover.fetch(() => new Response("hello"));
  * const server = await takeover.listen("web", { port: 8080 }, (at) => Deno.serve(at, handler));
  * await takeover.ready();
- * await takeover.released;
+ * await takeover.released.catch(() => {});
  * await takeover.drained();
  * await server.shutdown();
  * ```

@@ -69,7 +69,7 @@ export async function openNotifier(options: NotifierOptions = {}): Promise<Notif
  *
  * @example
  * ```ts ignore
- * const seized = await seize({ pid: 4711, port: 8080 });
+ * const seized = await seize({ pid: 4711, port: 8080, name: "web" });
  * const takeover = await takeOver("/run/shop/takeover.sock", { inherit: seized.sockets });
  * await takeover.listen("web", { port: 8080 }, (at) => Deno.serve(at, handler));
  * await takeover.ready();

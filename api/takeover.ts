@@ -13,7 +13,8 @@ import { openRuntime } from "./runtime.ts";
  *
  * @param path The control socket: a path of at most 107 bytes (macOS 103) in a
  *   folder that not everybody can write. It is made with mode 0600.
- * @param options Limits, users, required names.
+ * @param options Limits, users, required names, sockets from elsewhere, what the
+ *   service manager hears.
  * @returns The takeover. As a successor, every socket of the incumbent is here
  *   and verified, and the incumbent still serves.
  * @throws {TakeoverError} With a code for every way in which it can fail; the

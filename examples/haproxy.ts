@@ -54,11 +54,11 @@ async function main(stats: string, haproxy: number): Promise<void> {
   report("ready", { names: streams.map(({ name }) => name) });
   const { libc } = await openRuntime();
   libc.kill(haproxy, SIGUSR1);
-  process.once("SIGTERM", async () => {
-    await takeover.close();
-    await takeover.drained();
-    process.exit(0);
-  });
+  const stopped = new Promise<void>((resolve) => process.once("SIGTERM", () => resolve()));
+  await Promise.race([takeover.released.catch(() => {}), stopped]);
+  await takeover.close();
+  await takeover.drained();
+  process.exit(0);
 }
 
 function answer(): Response {

@@ -37,8 +37,7 @@ const keepAliveMs = 250_000;
 
 stall(Number(env.STALL_MS ?? 0));
 await main().catch((error) => {
-  if (!(error instanceof TakeoverError || error instanceof SystemError)) throw error;
-  report("refused", { code: error.code, message: error.message });
+  refused(error);
   process.exit(1);
 });
 
@@ -76,11 +75,13 @@ async function main(): Promise<void> {
   await takeover.ready();
   if (env.CRASH === "after-ready") await crash();
 
-  const stopped = new Promise<void>((resolve) => process.once("SIGTERM", resolve));
-  await Promise.race([takeover.released, stopped]);
+  const stopped = new Promise<number>((resolve) => process.once("SIGTERM", () => resolve(0)));
+  // One whose lease was revoked accepts no more, and answers what it has.
+  const replaced = takeover.released.then(() => 0, (error) => (refused(error), 1));
+  const status = await Promise.race([replaced, stopped]);
   await takeover.close();
   await takeover.drained();
-  process.exit(0);
+  process.exit(status);
 }
 
 /** `GET /`, `GET /slow?ms=N`, `POST /echo`. */
@@ -111,6 +112,11 @@ async function answerNode(request: IncomingMessage, response: ServerResponse, wh
   else if (pathname !== "/") response.statusCode = 404;
   response.setHeader("Content-Type", "application/json");
   response.end(JSON.stringify(who));
+}
+
+function refused(error: unknown): void {
+  if (!(error instanceof TakeoverError || error instanceof SystemError)) throw error;
+  report("refused", { code: error.code, message: error.message });
 }
 
 function report(event: string, more: object): void {

@@ -52,7 +52,7 @@ const types: Record<CType, string> = {
 /**
  * Binds libc on Bun.
  *
- * @returns The runtime, for {@linkcode takeOver} and for calling libc directly.
+ * @returns The runtime, with libc as functions over numbers and bytes.
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` on a platform that is not
  *   known, or when libc cannot be loaded.
  *

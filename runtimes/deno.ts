@@ -39,7 +39,7 @@ const types: Record<CType, string> = {
 /**
  * Binds libc on Deno.
  *
- * @returns The runtime, for {@linkcode takeOver} and for calling libc directly.
+ * @returns The runtime, with libc as functions over numbers and bytes.
  * @throws {TakeoverError} `ERR_TAKEOVER_PERMISSION` without `--allow-ffi`,
  *   `ERR_TAKEOVER_UNSUPPORTED` on a platform that is not known.
  *

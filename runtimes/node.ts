@@ -76,7 +76,7 @@ export interface NodeOptions {
  * Binds libc on Node.
  *
  * @param options Which FFI to use.
- * @returns The runtime, for {@linkcode takeOver} and for calling libc directly.
+ * @returns The runtime, with libc as functions over numbers and bytes.
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when neither koffi nor
  *   `node:ffi` is there, or the platform is not known.
  *

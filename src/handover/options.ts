@@ -19,7 +19,8 @@ export interface TakeoverOptions {
    * Sockets from elsewhere, which the takeover then owns: seized, from HAProxy,
    * or what a service manager passed to this process at its start, which is
    * what is taken when this is left out (`inheritedDescriptors()`). Without an
-   * incumbent `listen` takes its sockets from them; with one they are closed.
+   * incumbent `listen` takes its sockets from them; with one, and when
+   * `takeOver` throws, they are closed.
    */
   readonly inherit?: readonly PassedDescriptor[];
   /** Whether the service manager that `$NOTIFY_SOCKET` names is told (sd_notify(3)); true when left out. */

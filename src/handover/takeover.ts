@@ -66,7 +66,10 @@ export class Takeover implements AsyncDisposable {
    * lease back.
    */
   readonly released: Promise<Outcome>;
-  /** Resolves when the lease with the incumbent has ended; at once for the first process. */
+  /**
+   * Resolves when the lease with the incumbent has ended; with {@linkcode ready}
+   * for the first process. Rejects with `ERR_TAKEOVER_REVOKED`.
+   */
   readonly settled: Promise<void>;
 
   readonly #runtime: Runtime;
@@ -143,10 +146,10 @@ export class Takeover implements AsyncDisposable {
 
   /** See `takeOver` in mod.ts, which chooses the runtime. */
   static async begin(runtime: Runtime, path: string, options: TakeoverOptions): Promise<Takeover> {
-    const notifier = options.notify === false ? null : new Notifier(runtime);
     const passed = options.inherit ?? inheritedDescriptors(runtime);
     const foreign = new ForeignSockets(runtime, passed, options.store ?? false);
     try {
+      const notifier = options.notify === false ? null : new Notifier(runtime);
       const instance = instanceName();
       const beginning = await begin(runtime, path, instance, options);
       const takeover = new Takeover(runtime, path, instance, options, { foreign, notifier }, beginning);
