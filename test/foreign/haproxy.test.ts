@@ -11,7 +11,7 @@ import { describe, test } from "node:test";
 import { type ForeignSocket, formatAddress, openRuntime, serveToHaproxy, socketsFromHaproxy } from "../../mod.ts";
 import { batchCount } from "../../src/foreign/haproxy_records.ts";
 import { disposeAll } from "../../src/sockets/descriptors.ts";
-import { bindListener } from "../../src/sockets/listener.ts";
+import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { cookieOf, localAddress } from "../../src/sockets/socket.ts";
 import { binaries, commandFor, root } from "../support/binaries.mjs";
 import { get, whoServes } from "../support/http.ts";
@@ -112,6 +112,11 @@ describe("HAProxy", { skip }, () => {
     await until(() => statSync(place.path, { throwIfNoEntry: false })?.ino !== inode, () => haproxy.stderr);
     await until(() => taken === ours.length, () => `${taken} were taken`);
     service.close();
+    // It renames its stats socket over ours before it listens on it.
+    await until(() => {
+      using connection = connectPath(runtime, place.path);
+      return connection !== null;
+    }, () => haproxy.stderr);
     const theirs = await socketsFromHaproxy(place.path);
     const cookies = new Set(theirs.map(({ identity }) => identity.cookie));
     for (const { number } of ours) assert.ok(cookies.delete(cookieOf(runtime, number)), "it listens on ours");
