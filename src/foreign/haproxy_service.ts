@@ -237,7 +237,6 @@ export class HaproxyService implements Disposable {
   }
 }
 
-/** Not `listenChannel`, whose path goes with it, whoever has it by then. */
 function lost(what: string, when: string): TakeoverError {
   return new TakeoverError("ERR_TAKEOVER_LOST", `Cannot ${what}: it hung up ${when}; see its log`);
 }

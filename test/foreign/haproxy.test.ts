@@ -98,10 +98,11 @@ describe("HAProxy", { skip }, () => {
   });
 
   test("takes three batches and gives the same sockets again, on the same path", async () => {
-    await using place = await Place.open();
     const runtime = await openRuntime();
     const anyPort = { family: "inet", hostname: "127.0.0.1", port: 0 } as const;
     const ours = Array.from({ length: batchCount * 2 + 10 }, () => bindListener(runtime, anyPort, anyPort));
+    // After these, so that its port is none of theirs.
+    await using place = await Place.open();
     let taken = 0;
     const service = await serveToHaproxy(place.path, () => ours.map((descriptor) => ({ descriptor })), {
       onTaken: (count) => taken = count,
