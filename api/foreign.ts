@@ -57,9 +57,15 @@ export async function openNotifier(options: NotifierOptions = {}): Promise<Notif
  * library (pidfd_getfd(2)). It serves on, until it is retired. Linux 5.6 or
  * later.
  *
+ * Sockets that are accepted on in two processes have to be non-blocking, in
+ * both. Where the old one blocks in accept, `sockets` throws
+ * `ERR_TAKEOVER_UNSUPPORTED` until it was retired: retire it first, and what
+ * comes waits in the queue. With `allowBlocking` they are made non-blocking at
+ * once, for a server that goes on when accept finds nothing (EAGAIN).
+ *
  * @param options Which process, and which of its listeners; all of them, when
  *   neither an address nor a port is given.
- * @returns The sockets, verified and non-blocking, and what ends the process.
+ * @returns The sockets, verified, and what ends the process.
  *   Members of an SO_REUSEPORT group are all there.
  * @throws {TakeoverError} `ERR_TAKEOVER_PROCESS` when it does not run, is not
  *   the one that was meant, or is a worker of another; `ERR_TAKEOVER_PTRACE`

@@ -15,7 +15,8 @@
  * Environment: `TAKEOVER` (the path of the control socket, over which it can,
  * /tmp/socket-takeover-seize-PORT.sock), `DEADLINE_MS` (how long the old server's connections
  * may take, 30000), `DRAIN_SIGNAL` (the signal on which the old server drains
- * by itself: `SIGQUIT` for nginx).
+ * by itself: `SIGQUIT` for nginx), `ALLOW_BLOCKING` (1 for an old server that
+ * polls a blocking listener, and goes on when accept fails: Python's http.server).
  *
  * Every event is one JSON line on stdout.
  */
@@ -41,7 +42,7 @@ await main(Number(argv[2]), Number(argv[3])).catch((error) => {
 
 async function main(oldPid: number, port: number): Promise<void> {
   // First of all: the other process is easier to pause while few descriptors are open here.
-  const seized = await seize({ pid: oldPid, port, name: "web" });
+  const seized = await seize({ pid: oldPid, port, name: "web", allowBlocking: env.ALLOW_BLOCKING === "1" });
   const [web] = seized.sockets;
   const path = env.TAKEOVER ?? `/tmp/socket-takeover-seize-${port}.sock`;
   const takeover = await takeOver(path, { inherit: seized.sockets });

@@ -38,6 +38,8 @@ interface BunNative {
   unref(): void;
   close?(): void;
   stop?(): void;
+  pause?(): void;
+  resume?(): void;
 }
 
 /** The C types in Bun's words: `i64_fast` gives a number where it fits one. */
@@ -184,6 +186,8 @@ function open(): Runtime {
     // `new net.Socket({ fd })` makes a dead socket on Bun; connecting with a
     // descriptor takes it over.
     adoptStream: (descriptor) => streamOf(net.connect({ fd: descriptor } as unknown as net.NetConnectOpts)),
+    openSocket: (descriptor, { allowHalfOpen }) =>
+      net.connect({ fd: descriptor, allowHalfOpen } as unknown as net.NetConnectOpts),
     adoptListener: listenOn,
     env,
     unsetEnv,
@@ -217,12 +221,21 @@ function describeBun(native: BunNative, kind: NativeObject["kind"]): NativeObjec
     isOpen: !isConnection || native.readyState === 1,
     isEncrypted: Object.prototype.toString.call(native) === "[object TLSSocket]",
     isPulled: false,
+    allowHalfOpen: false,
     // write() says how many bytes it took, and keeps none of the others.
     unsentCount: 0,
     takeUnread: () => new Uint8Array(0),
+    readAhead: () => null,
+    pause: () => isConnection && native.pause ? pauseBun(native) : null,
     unref: () => native.unref(),
     close: () => native.close ? native.close() : native.stop?.(),
   };
+}
+
+/** A pause of the program's own ends with it: Bun does not tell. */
+function pauseBun(native: BunNative): () => void {
+  native.pause!();
+  return () => native.resume!();
 }
 
 /** A server on a Unix path tells it in its URL only: `unix:///run/web.sock`. */

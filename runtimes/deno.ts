@@ -13,7 +13,7 @@ import type { NativeObject, Runtime } from "../src/runtime.ts";
 import { formatAddress, type SocketAddress } from "../src/c/sockaddr.ts";
 import { adoptConnection, adoptDatagram, adoptListener, type DatagramOpening } from "../src/natives/adopt.ts";
 import type { Descriptor } from "../src/sockets/descriptors.ts";
-import { inspect, listenOn, lookup, present, socketAddress, socketFrom as netSocketFrom, streamOf } from "./net.ts";
+import { inspect, listenOn, lookup, openSocket, present, socketAddress, socketFrom as netSocketFrom, streamOf } from "./net.ts";
 
 /** The part of Deno's own interface that is used, so that this file checks anywhere. */
 interface DenoLike {
@@ -56,6 +56,9 @@ export function openRuntime(): Promise<Runtime> {
 }
 
 let last: Runtime | null = null;
+
+/** What has been taken out of the environment: /proc goes on telling what the process was started with. */
+const unset = new Set<string>();
 
 /** The runtime that was opened last, or a new one. */
 function current(): Runtime {
@@ -171,8 +174,6 @@ function open(): Runtime {
   // errno has one address for the life of a thread, and JavaScript stays on its own.
   const errno = new deno.UnsafePointerView(library[abi.errnoLocation]!());
   const libc = bindTable(abi, library, () => errno.getInt32());
-  // /proc goes on telling what the process was started with.
-  const unset = new Set<string>();
   const mayUse = (variable: string) => deno.permissions.querySync({ name: "env", variable }).state === "granted";
   return {
     name: "deno",
@@ -182,6 +183,7 @@ function open(): Runtime {
     libc,
     addressOf: (bytes) => deno.UnsafePointer.value(deno.UnsafePointer.of(bytes)),
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
+    openSocket,
     adoptListener: listenOn,
     env: (name) => mayUse(name) ? deno.env.get(name) : unset.has(name) ? undefined : environment(abi, libc).get(name),
     unsetEnv: (name) => {
@@ -259,8 +261,11 @@ function describeDeno(native: DenoNative, kind: NativeObject["kind"]): NativeObj
     isOpen: true,
     isEncrypted: "handshake" in native,
     isPulled: isConnection,
+    allowHalfOpen: true,
     unsentCount: isConnection ? null : 0,
     takeUnread: () => new Uint8Array(0),
+    readAhead: () => null,
+    pause: () => null,
     unref: () => native.unref?.(),
     close: () => native.close?.(),
   };

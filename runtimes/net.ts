@@ -13,14 +13,26 @@ import type dgram from "node:dgram";
 import { lookup as lookupAddress } from "node:dns/promises";
 import net from "node:net";
 import process from "node:process";
-import type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
+import type { ControlListener, ControlStream, NativeObject, ReadAhead, Runtime, SocketDirections, StreamHandlers } from "../src/runtime.ts";
 import { adoptNumber } from "../src/natives/adopt.ts";
 import type { Descriptor } from "../src/sockets/descriptors.ts";
 import { formatAddress, formatInet6, parseInet6, type SocketAddress } from "../src/c/sockaddr.ts";
 
 /** What `node:net` objects have inside, the same on all three runtimes. */
 interface WithHandle {
-  readonly _handle?: { readonly fd?: number; readonly writeQueueSize?: number } | null;
+  readonly _handle?: Handle | null;
+}
+
+/** Node and Deno stop and start reading, Bun pauses and resumes. Deno's has a copy of the descriptor instead of it. */
+interface Handle {
+  readonly fd?: number;
+  readonly writeQueueSize?: number;
+  reading?: boolean;
+  readStop?(): unknown;
+  readStart?(): unknown;
+  pause?(): unknown;
+  resume?(): unknown;
+  fdForIpc?(): number;
 }
 
 /** The descriptor of a `node:net` object, or -1 once it is closed. */
@@ -73,6 +85,11 @@ export async function listenOn(
   };
 }
 
+/** `new net.Socket({ fd })`, which Node and Deno document. */
+export function openSocket(fd: number, { writable, allowHalfOpen }: SocketDirections): net.Socket {
+  return new net.Socket({ fd, readable: true, writable, allowHalfOpen });
+}
+
 /** Makes a server listen on a descriptor: `net.Server.listen({ fd })`. */
 export async function listenFrom<S extends net.Server>(
   runtime: Runtime,
@@ -121,8 +138,12 @@ function inspectSocket(socket: net.Socket): NativeObject {
     isOpen: !socket.connecting,
     isEncrypted: "encrypted" in socket,
     isPulled: false,
+    allowHalfOpen: socket.allowHalfOpen,
     unsentCount: socket.writableLength + (handle?.writeQueueSize ?? 0) + (socket.connecting ? 1 : 0),
     takeUnread: () => takeBuffered(socket),
+    readAhead: () => socket.readableLength > 0 ? readAhead(socket) : null,
+    pause: () => handle ? pauseHandle(socket, handle) : null,
+    ...handle?.fdForIpc && { duplicate: () => handle.fdForIpc!() },
     unref: () => void socket.unref(),
     close: () => void socket.destroy(),
   };
@@ -143,6 +164,57 @@ function takeBuffered(socket: net.Socket): Uint8Array | null {
   return isParsed || socket.readableEncoding !== null ? null : new Uint8Array(Buffer.concat(chunks));
 }
 
+/** The program's own pause stays one. */
+function pauseHandle(socket: net.Socket, handle: Handle): () => void {
+  if (!handle.readStop || !handle.readStart) {
+    const isPaused = socket.isPaused();
+    handle.pause?.();
+    return () => void (isPaused || handle.resume?.());
+  }
+  const isReading = handle.reading === true;
+  handle.readStop();
+  handle.reading = false;
+  return () => {
+    if (!isReading) return;
+    handle.reading = true;
+    handle.readStart!();
+  };
+}
+
+/** Who listens hears nothing of these bytes, and reading them asks for no more. */
+function readAhead(socket: net.Socket): ReadAhead {
+  const listeners = socket.listeners("data") as ((bytes: unknown) => void)[];
+  socket.removeAllListeners("data");
+  const { readableEncoding } = socket;
+  const { _read } = socket;
+  socket._read = () => {};
+  const chunks: unknown[] = [];
+  for (let chunk = socket.read(); chunk !== null; chunk = socket.read()) chunks.push(chunk);
+  socket._read = _read;
+  const decoded = chunks.map((chunk) => typeof chunk === "string" ? Buffer.from(chunk, readableEncoding!) : chunk as Buffer);
+  return {
+    bytes: new Uint8Array(Buffer.concat([...decoded, ...undecoded(socket)])),
+    putBack() {
+      for (const chunk of chunks.reverse()) socket.unshift(chunk, readableEncoding ?? undefined);
+      for (const listener of listeners) socket.on("data", listener);
+    },
+  };
+}
+
+/** The beginning of a character, which a decoder keeps until it has the rest. */
+function undecoded(socket: net.Socket): Uint8Array[] {
+  const { decoder } = (socket as { _readableState?: { decoder?: Decoder | null } })._readableState ?? {};
+  if (!decoder?.lastChar || !decoder.lastNeed || !decoder.lastTotal) return [];
+  return [decoder.lastChar.subarray(0, decoder.lastTotal - decoder.lastNeed)];
+}
+
+/** What a StringDecoder has inside, on all three runtimes. */
+interface Decoder {
+  readonly lastChar?: Uint8Array;
+  readonly lastNeed?: number;
+  readonly lastTotal?: number;
+}
+
 function inspectServer(server: net.Server): NativeObject {
   const isPlain = Object.getPrototypeOf(server) === net.Server.prototype;
   return {
@@ -153,8 +225,11 @@ function inspectServer(server: net.Server): NativeObject {
     isOpen: server.listening,
     isEncrypted: false,
     isPulled: false,
+    allowHalfOpen: false,
     unsentCount: 0,
     takeUnread: () => new Uint8Array(0),
+    readAhead: () => null,
+    pause: () => null,
     unref: () => void server.unref(),
     close: () => void server.close(),
   };
@@ -170,8 +245,11 @@ function inspectDatagram(socket: dgram.Socket): NativeObject {
     isOpen: local !== null,
     isEncrypted: false,
     isPulled: false,
+    allowHalfOpen: false,
     unsentCount: socket.getSendQueueCount?.() ?? 0,
     takeUnread: () => new Uint8Array(0),
+    readAhead: () => null,
+    pause: () => null,
     unref: () => void socket.unref(),
     close: () => void socket.close(),
   };

@@ -25,7 +25,7 @@ import {
 import type { Runtime } from "../src/runtime.ts";
 import { adoptNumber } from "../src/natives/adopt.ts";
 import type { Descriptor } from "../src/sockets/descriptors.ts";
-import { env, inspect, listenFrom, listenOn, lookup, present, socketFrom, streamOf, unsetEnv } from "./net.ts";
+import { env, inspect, listenFrom, listenOn, lookup, openSocket, present, socketFrom, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
 interface Koffi {
@@ -179,6 +179,7 @@ function open({ ffi }: NodeOptions): Runtime {
     ...bind(abi, ffi),
     abi,
     adoptStream: (descriptor) => streamOf(new net.Socket({ fd: descriptor })),
+    openSocket,
     adoptListener: listenOn,
     env,
     unsetEnv,

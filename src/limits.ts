@@ -33,6 +33,12 @@ export interface Limits {
   readonly openMs: number;
   /** How long connections may take to end once they are to drain. */
   readonly drainMs: number;
+  /** The successor's answer to a batch of connections; past it they stay. */
+  readonly keptMs: number;
+  /** What has been read from a connection and travels with it. */
+  readonly unreadSize: number;
+  /** A connection's state, or the process's, as JSON in UTF-8. */
+  readonly stateSize: number;
   /** Endpoints in one hand-over. */
   readonly endpointCount: number;
   /** The name of an endpoint, in UTF-8. */
@@ -58,6 +64,9 @@ export const defaultLimits: Limits = {
   releaseMs: 10_000,
   openMs: 10_000,
   drainMs: 30_000,
+  keptMs: 5_000,
+  unreadSize: 16 * 1024 * 1024,
+  stateSize: 64 * 1024,
   endpointCount: 4_096,
   nameSize: 255,
   headSize: 4 * 1024 * 1024,

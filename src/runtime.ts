@@ -58,14 +58,37 @@ export interface NativeObject {
   readonly isEncrypted: boolean;
   /** Whether the program reads for itself, so that a read may be waiting when the object is closed. */
   readonly isPulled: boolean;
+  /** Whether it stays open when the other side ends. */
+  readonly allowHalfOpen: boolean;
   /** What the program has written and the kernel has not got; null where that cannot be asked for. */
   readonly unsentCount: number | null;
   /** Takes what was read and not given to the program; null when that cannot be known. */
   takeUnread(): Uint8Array | null;
+  /** The same, to be put back or to be dropped with the object; null when there is nothing. */
+  readAhead(): ReadAhead | null;
+  /** Stops reading; the function that comes back goes on. Null where the runtime has no means of its own. */
+  pause(): (() => void) | null;
+  /** A copy of its descriptor, which the caller closes: of an object that keeps the number to itself. */
+  duplicate?(): number;
   /** Lets the process end without this object being closed. */
   unref(): void;
   /** Closes it, as far as it is not closed. */
   close(): void;
+}
+
+/** What a stream has read from its socket and not given to the program. */
+export interface ReadAhead {
+  readonly bytes: Uint8Array;
+  /** The program reads it after all. */
+  putBack(): void;
+}
+
+/** Which directions of a connection are still open, and how it ends. */
+export interface SocketDirections {
+  /** Whether this side has not ended it. */
+  readonly writable: boolean;
+  /** Whether this side stays open when the other one ends. */
+  readonly allowHalfOpen: boolean;
 }
 
 /** One of the three runtimes, as the core sees it. */
@@ -84,6 +107,8 @@ export interface Runtime {
   addressOf(bytes: Bytes): bigint;
   /** Hands a connected Unix descriptor to the runtime, which owns it from then on. */
   adoptStream(descriptor: number): ControlStream;
+  /** Makes a `net.Socket` of a connection, which the runtime owns from then on. It reads when somebody listens. */
+  openSocket(descriptor: number, directions: SocketDirections): unknown;
   /** Hands a listening Unix descriptor to the runtime, which owns it from then on. */
   adoptListener(descriptor: number, accept: (stream: ControlStream) => void): Promise<ControlListener>;
   /** An environment variable, or undefined when there is none. */

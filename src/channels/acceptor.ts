@@ -10,10 +10,12 @@ import type { SocketAddress } from "../c/sockaddr.ts";
 import { isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { type EndpointAddress, resolveAddress } from "../sockets/address.ts";
-import { OwnedDescriptor } from "../sockets/descriptors.ts";
-import { bindListener, unlinkPath } from "../sockets/listener.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { bindListener } from "../sockets/listener.ts";
 import { pause, stopWaiting, type WaitOptions, waitReadable } from "./readiness.ts";
 import { localAddress, setCloseOnExec } from "../sockets/socket.ts";
+import { Pace } from "./turns.ts";
+import { inodeAt, unlinkIfSame } from "./unix_path.ts";
 
 /** Linux's flags of accept4(2). */
 const SOCK_CLOEXEC = 0o2000000;
@@ -39,9 +41,6 @@ const roomless = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 /** How long to wait then. */
 const roomlessPauseMs = 50;
 
-/** Connections taken without a turn of the event loop, so that a full queue does not stop timers and signals. */
-const mostAtOnce = 64;
-
 /** A listening TCP or Unix socket whose connections are descriptors. */
 export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
   readonly #runtime: Runtime;
@@ -49,7 +48,9 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
   readonly #isBlocking: boolean;
   /** Where it listens: with the port that the kernel chose. */
   readonly address: SocketAddress;
-  #atOnceCount = 0;
+  /** The inode of its path, by which that is known again. */
+  readonly #inode: number | null;
+  readonly #pace = new Pace();
 
   /**
    * Makes an acceptor of a listener; use {@linkcode openAcceptor}.
@@ -61,6 +62,7 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
     this.#socket = socket;
     this.address = address;
     this.#isBlocking = options.blocking === true;
+    this.#inode = address.family === "unix" ? inodeAt(runtime, address.path) : null;
   }
 
   /** The listening descriptor, which stays this object's; -1 once closed. */
@@ -79,6 +81,7 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
   async accept(options: WaitOptions = {}): Promise<OwnedDescriptor> {
     const until = options.timeoutMs === undefined ? Infinity : Date.now() + options.timeoutMs;
     for (;;) {
+      await this.#pace.keep();
       options.signal?.throwIfAborted();
       const number = this.#acceptOnce();
       if (number !== null) return new OwnedDescriptor(this.#runtime, number);
@@ -106,13 +109,17 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
     }
   }
 
-  /** Stops listening, and removes the path of a Unix socket. What was accepted stays; what waits is reset. */
+  /**
+   * Stops listening, and removes the path of a Unix socket, unless somebody else
+   * has bound it meanwhile. What was accepted stays; what waits is reset.
+   */
   close(): void {
     const { number } = this.#socket;
     if (number < 0) return;
     stopWaiting(this.#runtime, number);
-    this.#socket[Symbol.dispose]();
-    if (this.address.family === "unix") unlinkPath(this.#runtime, this.address.path);
+    owning(this.#socket, () => {
+      if (this.address.family === "unix") unlinkIfSame(this.#runtime, this.address.path, this.#inode);
+    });
   }
 
   /** The same as {@linkcode close}. */
@@ -126,13 +133,10 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
     throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot accept: the listener has been closed");
   }
 
-  /** Null when there is nothing, or when it is somebody else's turn. */
+  /** Null when there is nothing. */
   #acceptOnce(): number | null {
     const { abi, libc } = this.#runtime;
     const listener = this.#opened();
-    const isTurnOver = this.#atOnceCount === mostAtOnce;
-    this.#atOnceCount = isTurnOver ? 0 : this.#atOnceCount + 1;
-    if (isTurnOver) return null;
     const flags = SOCK_CLOEXEC | (this.#isBlocking ? 0 : SOCK_NONBLOCK);
     const number = abi.platform === "linux"
       ? libc.accept4(listener, null, null, flags)
@@ -153,7 +157,6 @@ export class Acceptor implements Disposable, AsyncIterable<OwnedDescriptor> {
   /** The caller waits for the event loop, whatever it was. */
   #refused(result: number): null {
     const code = errnoName(this.#runtime.abi.platform, -result);
-    this.#atOnceCount = 0;
     if (["EAGAIN", "EINTR", ...passing].includes(code)) return null;
     throw new SystemError(code, result, "accept4");
   }

@@ -115,10 +115,9 @@ export class Bell {
   /** Begins a wait. */
   add(descriptor: number, waiter: Waiter): void {
     const waiters = this.#waiters.get(descriptor) ?? new Set();
-    const operation = waiters.size === 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     waiters.add(waiter);
     try {
-      this.#watch(descriptor, waiters, operation);
+      this.#watch(descriptor, waiters);
     } catch (error) {
       waiters.delete(waiter);
       throw error;
@@ -143,18 +142,21 @@ export class Bell {
     for (const waiter of [...this.#waiters.get(descriptor) ?? []]) waiter.reject(error());
   }
 
-  #watch(descriptor: number, waiters: ReadonlySet<Waiter>, operation: number): void {
+  /**
+   * Whether there is an entry already is not for us to know: one outlives its
+   * descriptor when a copy of the socket does, and goes with it otherwise, while
+   * the number becomes another socket's.
+   */
+  #watch(descriptor: number, waiters: ReadonlySet<Waiter>): void {
     const { abi, libc } = this.#runtime;
     let events = EPOLLONESHOT;
     for (const waiter of waiters) events |= waiter.events;
     const view = viewOf(this.#event);
     writeField(view, abi.epollEvent.events, events);
     writeField(view, abi.epollEvent.data, descriptor);
-    const result = libc.epoll_ctl(this.#epoll, operation, descriptor, this.#event);
-    // An entry that outlived its descriptor, because a copy of the socket did.
-    const isStale = operation === EPOLL_CTL_ADD && result === -errnoOf(abi.platform, "EEXIST");
-    if (isStale) return this.#watch(descriptor, waiters, EPOLL_CTL_MOD);
-    checked(abi, "epoll_ctl", result);
+    const added = libc.epoll_ctl(this.#epoll, EPOLL_CTL_ADD, descriptor, this.#event);
+    const isThere = added === -errnoOf(abi.platform, "EEXIST");
+    checked(abi, "epoll_ctl", isThere ? libc.epoll_ctl(this.#epoll, EPOLL_CTL_MOD, descriptor, this.#event) : added);
   }
 
   /**
@@ -199,6 +201,12 @@ export class Bell {
     for (const waiter of [...waiters]) {
       if (isOver || (waiter.events & events) !== 0) waiter.resolve();
     }
-    if (waiters.size > 0) this.#watch(descriptor, waiters, EPOLL_CTL_MOD);
+    if (waiters.size === 0) return;
+    try {
+      this.#watch(descriptor, waiters);
+    } catch (error) {
+      // It is closed, and a copy keeps its socket open: no affair of those who wait for others.
+      for (const waiter of [...waiters]) waiter.reject(error);
+    }
   }
 }

@@ -13,10 +13,11 @@ import { FdChannel } from "./fd_channel.ts";
 import type { Descriptor } from "../sockets/descriptors.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { passCredentials, passPidfd, passSecurity } from "../sockets/identity.ts";
-import { statusOf, unlinkPath } from "../sockets/listener.ts";
+import { unlinkPath } from "../sockets/listener.ts";
 import { pause, stopWaiting, type WaitOptions, waitReadable } from "./readiness.ts";
 import { identify, integerOption, openPair, setCloseOnExec, setNonBlocking, type SocketType } from "../sockets/socket.ts";
-import { bindUnix, connectUnix, type PathOptions } from "./unix_path.ts";
+import { Pace } from "./turns.ts";
+import { bindUnix, connectUnix, inodeAt, isNamed, type PathOptions, unlinkIfSame } from "./unix_path.ts";
 
 /** What a channel carries, and what the kernel adds to each message that it receives. */
 export interface FdChannelOptions {
@@ -50,7 +51,8 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
   readonly #path: string;
   readonly #options: FdListenerOptions;
   /** The path's, by which it is known again. */
-  readonly #inode: number | undefined;
+  readonly #inode: number | null;
+  readonly #pace = new Pace();
 
   /**
    * Made by `listenChannel` in mod.ts.
@@ -65,7 +67,7 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
     this.#socket = socket;
     this.#path = path;
     this.#options = options;
-    this.#inode = this.#foundInode();
+    this.#inode = inodeAt(runtime, path);
   }
 
   /** The listening descriptor, which stays this object's; -1 once closed. */
@@ -82,6 +84,7 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
   async accept(options: WaitOptions = {}): Promise<FdChannel> {
     const until = options.timeoutMs === undefined ? Infinity : Date.now() + options.timeoutMs;
     for (;;) {
+      await this.#pace.keep();
       options.signal?.throwIfAborted();
       const channel = this.#acceptOnce();
       if (channel) return channel;
@@ -114,20 +117,12 @@ export class FdListener implements Disposable, AsyncIterable<FdChannel> {
     const { number } = this.#socket;
     if (number < 0) return;
     stopWaiting(this.#runtime, number);
-    // Compared while the socket is open: until then nobody else gets the inode's number.
-    const isOurs = isNamed(this.#path) && this.#foundInode() === this.#inode;
-    this.#socket[Symbol.dispose]();
-    if (isOurs) unlinkPath(this.#runtime, this.#path);
+    owning(this.#socket, () => unlinkIfSame(this.#runtime, this.#path, this.#inode));
   }
 
   /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
-  }
-
-  /** Undefined for an abstract name, and where it cannot be asked. */
-  #foundInode(): number | undefined {
-    return isNamed(this.#path) ? statusOf(this.#runtime, this.#path)?.inode : undefined;
   }
 
   #opened(): number {
@@ -220,11 +215,6 @@ function setPassing(runtime: Runtime, number: number, options: FdChannelOptions)
   if (options.passCredentials) passCredentials(runtime, number, true);
   if (options.passPidfd) passPidfd(runtime, number, true);
   if (options.passSecurity) passSecurity(runtime, number, true);
-}
-
-/** Whether there is something in the file system, unlike for abstract names. */
-function isNamed(path: string): boolean {
-  return path !== "" && !path.startsWith("\0");
 }
 
 /** A descriptor's number, when it is one and open. */

@@ -10,6 +10,18 @@ import { waitForTurn, type WaitOptions } from "./readiness.ts";
 /** Calls after which the event loop has a turn: where a message is always there, nothing else would run. */
 const callsPerTurn = 64;
 
+/** A turn for the event loop now and then, where connections wait without an end. */
+export class Pace {
+  #callCount = 0;
+
+  /** Before each call: waits when it is the event loop's turn. */
+  async keep(): Promise<void> {
+    if (this.#callCount++ < callsPerTurn) return;
+    this.#callCount = 1;
+    await nextTurn();
+  }
+}
+
 /** Calls in the order they were made. */
 export class Turns {
   #last: Promise<unknown> = Promise.resolve();
@@ -44,6 +56,7 @@ export class Turns {
   }
 }
 
+/** The second is after the timers that are due: the first comes before them when it is asked for by I/O (libuv). */
 function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
+  return new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
 }

@@ -59,21 +59,54 @@ export function connectUnix(runtime: Runtime, path: string, type: SocketType, op
 export function bindUnix(runtime: Runtime, path: string, type: SocketType, options: PathOptions): OwnedDescriptor {
   const { abi, libc } = runtime;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, "unix", type)), (socket) => {
-    const isNamed = path !== "" && !path.startsWith("\0");
+    const isFile = isNamed(path);
     const { mode } = options;
     // On Linux the path gets the socket's mode less the umask (net/unix/af_unix.c,
     // unix_bind_bsd); what the umask took away comes back below.
-    if (isNamed && mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
+    if (isFile && mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
     try {
       bindSocket(runtime, socket.number, { family: "unix", path });
     } catch (error) {
-      if (!isNamed || !isSystemError(error, "EADDRINUSE")) throw explained(runtime, "bind", path, error);
+      if (!isFile || !isSystemError(error, "EADDRINUSE")) throw explained(runtime, "bind", path, error);
       replaceStale(runtime, path, type, options, error);
       bindSocket(runtime, socket.number, { family: "unix", path });
     }
-    if (isNamed && mode !== undefined) checked(abi, "chmod", libc.chmod(cString(path), mode), path);
+    if (isFile && mode !== undefined) checked(abi, "chmod", libc.chmod(cString(path), mode), path);
     return new OwnedDescriptor(runtime, socket.take());
   });
+}
+
+/** Whether there is something in the file system, unlike for abstract names. */
+export function isNamed(path: string): boolean {
+  return path !== "" && !path.startsWith("\0");
+}
+
+/**
+ * The inode of the socket at a path, by which the path is known again; to be
+ * asked once the socket is bound.
+ *
+ * @returns Null when there is nothing, and where it cannot be told: macOS has
+ *   no statx, and a folder may have been closed to this user.
+ */
+export function inodeAt(runtime: Runtime, path: string): number | null {
+  try {
+    return isNamed(path) ? statusOf(runtime, path)?.inode ?? null : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Removes a path, unless somebody else has bound it meanwhile. To be called
+ * while the socket is open: until it is closed nobody else gets its inode's
+ * number, and nobody takes its path for one at which nobody listens.
+ *
+ * @param inode What {@linkcode inodeAt} said of it; where it could not tell,
+ *   and cannot now, the path counts as the same.
+ * @throws {SystemError} For instance `EACCES`.
+ */
+export function unlinkIfSame(runtime: Runtime, path: string, inode: number | null): void {
+  if (isNamed(path) && inodeAt(runtime, path) === inode) unlinkPath(runtime, path);
 }
 
 /** Removes a path at which nobody listens, when that was asked for. */
@@ -117,7 +150,7 @@ function explained(runtime: Runtime, verb: string, path: string, cause: unknown)
 
 /** What is at a path, as far as it can be told. */
 function kindOf(runtime: Runtime, path: string): "socket" | "folder" | "other" | null {
-  if (path === "" || path.startsWith("\0")) return null;
+  if (!isNamed(path)) return null;
   try {
     return statusOf(runtime, path, true)?.kind ?? null;
   } catch {

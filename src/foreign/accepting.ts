@@ -32,7 +32,7 @@ export class Accepting implements Disposable {
   readonly #links: ReadonlySet<string>;
   /** The sockets under the numbers that they have in the other process. */
   readonly #kept = new Map<number, { readonly link: string; readonly descriptor: OwnedDescriptor }>();
-  #removed: ForeignRegistration[] = [];
+  readonly #removed: ForeignRegistration[] = [];
 
   /** @param links The sockets, as /proc calls them. */
   constructor(runtime: Runtime, links: ReadonlySet<string>) {
@@ -68,9 +68,9 @@ export class Accepting implements Disposable {
     return false;
   }
 
-  /** Puts back what was taken out, where the process still runs. */
+  /** Puts back what was taken out, where the process still runs. What fails is still out, and can be put back later. */
   resume(): void {
-    for (const each of this.#removed.splice(0)) this.#change(each, register);
+    for (; this.#removed.length > 0; this.#removed.shift()) this.#change(this.#removed[0]!, register);
   }
 
   /** Gives the numbers up; what is out stays out. */

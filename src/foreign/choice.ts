@@ -29,6 +29,13 @@ export interface SeizeOptions {
   readonly startTime?: number;
   /** The program that the process has to run: its path, or the last part of it. */
   readonly executable?: string;
+  /**
+   * Makes listeners non-blocking at once that block, though the process runs.
+   * `O_NONBLOCK` is one flag for all copies of a socket (fcntl(2)): where the
+   * process accepts and another was faster, it gets EAGAIN. Python's http.server
+   * goes on then; a server that does nothing but accept gets it at once, and may end.
+   */
+  readonly allowBlocking?: boolean;
 }
 
 /** The largest pid that Linux gives (linux/threads.h, PID_MAX_LIMIT). */

@@ -28,6 +28,7 @@ export class Family implements Disposable {
   readonly #links: ReadonlySet<string>;
   readonly #executable: string;
   readonly #workers = new Map<number, ForeignProcess>();
+  #isFreezing = false;
   /** Where a connection was seen last: it saves looking at all descriptors. */
   #seen: { readonly process: ForeignProcess; readonly descriptor: number } | null = null;
 
@@ -88,9 +89,10 @@ export class Family implements Disposable {
   /**
    * Stops them all, the main process first: what is stopped starts no others.
    *
-   * @returns Whether all have stopped; otherwise they go on.
+   * @returns Whether all have stopped; otherwise, or after {@linkcode thaw}, they go on.
    */
   async freeze(): Promise<boolean> {
+    this.#isFreezing = true;
     const until = Date.now() + stopMs;
     const stopped = new Set<ForeignProcess>();
     for (let fresh = [this.main]; fresh.length > 0; fresh = this.members().filter((process) => !stopped.has(process))) {
@@ -99,11 +101,9 @@ export class Family implements Disposable {
         stopped.add(process);
       }
       while (!fresh.every((process) => process.still)) {
-        if (Date.now() >= until) {
-          this.thaw();
-          return false;
-        }
-        await sleep(lookAgainMs);
+        if (Date.now() >= until) this.thaw();
+        else await sleep(lookAgainMs);
+        if (!this.#isFreezing) return false;
       }
     }
     return true;
@@ -117,8 +117,9 @@ export class Family implements Disposable {
     this.thaw();
   }
 
-  /** Lets them go on. */
+  /** Lets them go on, also those that are being stopped. */
   thaw(): void {
+    this.#isFreezing = false;
     for (const process of this.#known) process.send("SIGCONT");
   }
 

@@ -52,12 +52,19 @@ const shortRestMs = 2;
 /** Of so many rounds one sees to it that a paused server has stayed paused. */
 const roundsPerPause = 50;
 
-/** Ends a server. */
+/** What is known and checked by then. */
+interface RetireConditions extends RetireOptions {
+  readonly deadlineMs: number;
+  /** Throws when the server is no longer to be ended; asked before every step. */
+  readonly checkWanted: () => void;
+}
+
+/** Ends a server, or throws and lets it go on: it is neither stopped nor paused then. */
 export async function retireFamily(
   family: Family,
   accepting: Accepting,
   addresses: readonly SocketAddress[],
-  { deadlineMs, signal, drainSignal }: RetireOptions & { readonly deadlineMs: number },
+  { deadlineMs, drainSignal, checkWanted }: RetireConditions,
 ): Promise<Retired> {
   const start = Date.now();
   let paused = false;
@@ -66,12 +73,13 @@ export async function retireFamily(
   try {
     if (drainSignal) family.main.send(drainSignal);
     for (; family.running; rounds++) {
-      signal?.throwIfAborted();
+      checkWanted();
       const ms = Date.now() - start;
       const isOver = ms >= deadlineMs;
       if (!drainSignal && rounds % roundsPerPause === 0) paused = accepting.pause(family.members());
       if (isOver || !drainSignal && !family.hasConnection(addresses)) {
         const isFrozen = await family.freeze();
+        checkWanted();
         connections = family.connectionCount(addresses);
         if (isOver || isFrozen && connections === 0) {
           await family.kill();
@@ -85,10 +93,9 @@ export async function retireFamily(
     }
     return { connections, ms: Date.now() - start, rounds, paused };
   } finally {
-    if (family.running) {
-      family.thaw();
-      accepting.resume();
-    }
+    // Asks nothing first: without a free descriptor no question is answered, and what is stopped would stay so.
+    family.thaw();
+    accepting.resume();
   }
 }
 

@@ -9,12 +9,16 @@
  * retire    SIGKILL at a moment when it has no connection      it has ended
  * ```
  *
+ * To accept beside another a socket has to be non-blocking, which all its copies
+ * are then. Of a server that blocks in accept the sockets are left as they are
+ * until it was retired; what comes meanwhile waits in the queue.
+ *
  * @module
  */
 
 import { Accepting } from "./accepting.ts";
 import { checkOptions, checkRange, chosen, named, type SeizeOptions } from "./choice.ts";
-import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { disposeAll } from "../sockets/descriptors.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import { Family } from "./family.ts";
 import type { ForeignSocket } from "./foreign_socket.ts";
@@ -23,13 +27,14 @@ import { copyListeners, type SeizedListener } from "./listeners.ts";
 import { ForeignProcess } from "./process.ts";
 import { type Retired, retireFamily, type RetireOptions } from "./retire.ts";
 import type { Runtime } from "../runtime.ts";
+import { formatAddress } from "../c/sockaddr.ts";
 import { setNonBlocking } from "../sockets/socket.ts";
 
 /** What a timer can wait. */
 const longestMs = 2 ** 31 - 1;
 
 /**
- * Copies the listening sockets of a process. It serves on, and notices nothing.
+ * Copies the listening sockets of a process. It serves on.
  *
  * @param runtime The runtime's libc.
  * @param options Which process, and which of its listeners.
@@ -47,7 +52,7 @@ export function seizeFrom(runtime: Runtime, options: SeizeOptions): Seized {
     // What was read under its number was about this process only if it has not ended meanwhile.
     if (!process.alive) throw process.gone();
     disposeAll(listeners.filter((each) => !wanted.includes(each)).map(({ descriptor }) => descriptor));
-    return new Seized(runtime, process, startTime, wanted, options.name);
+    return new Seized(runtime, process, startTime, wanted, options);
   } catch (error) {
     disposeAll(listeners.map(({ descriptor }) => descriptor));
     process[Symbol.dispose]();
@@ -61,14 +66,17 @@ export class Seized implements Disposable {
   readonly pid: number;
   /** When it started: field 22 of /proc/PID/stat. */
   readonly startTime: number;
-  /** This process's copies: they listen, and are non-blocking. Whoever takes a descriptor owns it. */
-  readonly sockets: readonly ForeignSocket[];
+  readonly #runtime: Runtime;
   readonly #process: ForeignProcess;
   readonly #family: Family;
   readonly #accepting: Accepting;
-  /** Make the sockets blocking again that were. */
-  readonly #undo: readonly (() => void)[];
+  readonly #sockets: readonly ForeignSocket[];
+  /** Those that blocked when they were copied. */
+  readonly #blocking: readonly ForeignSocket[];
+  readonly #allowBlocking: boolean;
   #stage: "open" | "retiring" | "closed" = "open";
+  /** Whether this was disposed, though `retire` may still use what it has. */
+  #isUnwanted = false;
 
   /** The descriptors and the process become this object's when it returns, and stay the caller's when it throws. */
   constructor(
@@ -76,8 +84,10 @@ export class Seized implements Disposable {
     process: ForeignProcess,
     startTime: number,
     listeners: readonly SeizedListener[],
-    name?: string,
+    { name, allowBlocking = false }: Pick<SeizeOptions, "name" | "allowBlocking"> = {},
   ) {
+    this.#runtime = runtime;
+    this.#allowBlocking = allowBlocking;
     this.#process = process;
     this.pid = process.pid;
     this.startTime = startTime;
@@ -86,13 +96,33 @@ export class Seized implements Disposable {
     this.#accepting = new Accepting(runtime, links);
     try {
       this.#accepting.keepNumbers(this.#family.members());
-      this.sockets = named(listeners, name);
-      this.#undo = this.sockets.map(({ descriptor }) => unblock(runtime, descriptor));
+      this.#sockets = named(listeners, name);
+      this.#blocking = this.#sockets.filter(({ descriptor }) => isBlocking(runtime, descriptor.number));
+      if (allowBlocking) this.#unblock();
     } catch (error) {
       this.#accepting[Symbol.dispose]();
       this.#family[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /**
+   * This process's copies: they listen, and are non-blocking. Whoever takes a
+   * descriptor owns it. Those of a server that blocks in accept are there when
+   * it was retired: what comes meanwhile waits in the queue.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when one blocks, the
+   *   process was not retired yet, and `allowBlocking` was not set.
+   */
+  get sockets(): readonly ForeignSocket[] {
+    const [first] = this.#blocking;
+    if (!first || this.#allowBlocking || this.#stage === "closed") return this.#sockets;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_UNSUPPORTED",
+      `Cannot accept at ${formatAddress(first.identity.address)} beside process ${this.pid}: expected a non-blocking ` +
+        "socket, this one blocks, and would have to be changed for that process too, whose accept then fails with " +
+        "EAGAIN; retire it first, or give allowBlocking if it goes on after that error, as Python's http.server does",
+    );
   }
 
   /**
@@ -121,16 +151,18 @@ export class Seized implements Disposable {
   /**
    * Ends the other process, workers included, at a moment when it has no
    * connection that came in through these sockets. Call it when this process
-   * accepts. It is killed (SIGKILL), so what it does at its end is not done; all
-   * its listeners go, those that were not seized too.
+   * accepts, or, if {@linkcode sockets} are refused until then, before. It is
+   * killed (SIGKILL), so what it does at its end is not done; all its listeners
+   * go, those that were not seized too.
    *
    * With `drainSignal` it is only sent that signal, and ends by itself.
    *
    * @param options When to stop waiting, and how it is told.
    * @returns How it went. Idle kept connections look like busy ones, and are
    *   cut at the deadline.
-   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is retired already,
-   *   `ERR_TAKEOVER_TIMEOUT` when it cannot be killed.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is retired already, or
+   *   when this is disposed meanwhile and it serves on; `ERR_TAKEOVER_TIMEOUT`
+   *   when it cannot be killed.
    * @throws The reason of `signal`, when that is aborted; it serves on.
    *
    * @example
@@ -141,31 +173,48 @@ export class Seized implements Disposable {
    */
   async retire(options: RetireOptions = {}): Promise<Retired> {
     this.#checkOpen("retire");
-    const { deadlineMs = defaultLimits.drainMs } = options;
+    const { deadlineMs = defaultLimits.drainMs, signal } = options;
     checkRange("wait", deadlineMs, 0, longestMs, "a time in milliseconds");
     this.#stage = "retiring";
     let isEnded = false;
     try {
-      const addresses = this.sockets.map(({ identity }) => identity.address);
-      const retired = await retireFamily(this.#family, this.#accepting, addresses, { ...options, deadlineMs });
+      const addresses = this.#sockets.map(({ identity }) => identity.address);
+      const how = { ...options, deadlineMs, checkWanted: () => this.#checkWanted(signal) };
+      const retired = await retireFamily(this.#family, this.#accepting, addresses, how);
       isEnded = true;
       return retired;
     } finally {
       this.#stage = "open";
-      if (isEnded) this.#close();
+      if (isEnded) {
+        this.#close();
+        this.#unblock();
+      } else if (this.#isUnwanted) {
+        this[Symbol.dispose]();
+      }
     }
   }
 
   /**
    * Gives everything back: closes the copies that nobody has taken, and lets
-   * the other process accept again. Nothing is left to do after `retire`.
+   * the other process accept again. A `retire` that runs is given up. Nothing
+   * is left to do after one that has succeeded.
    */
   [Symbol.dispose](): void {
     if (this.#stage === "closed") return;
+    this.#isUnwanted = true;
+    if (this.#stage === "retiring") this.#family.thaw();
     this.#accepting.resume();
-    for (const undo of this.#undo) undo();
-    disposeAll(this.sockets.map(({ descriptor }) => descriptor));
-    this.#close();
+    if (this.#allowBlocking) for (const { descriptor } of this.#blocking) setBlocking(this.#runtime, descriptor.number);
+    disposeAll(this.#sockets.map(({ descriptor }) => descriptor));
+    // What `retire` is using it closes itself.
+    if (this.#stage === "open") this.#close();
+  }
+
+  /** Makes those non-blocking that are not, unless they are closed. */
+  #unblock(): void {
+    for (const { descriptor } of this.#blocking) {
+      if (descriptor.number >= 0) setNonBlocking(this.#runtime, descriptor.number);
+    }
   }
 
   #close(): void {
@@ -173,6 +222,15 @@ export class Seized implements Disposable {
     this.#accepting[Symbol.dispose]();
     this.#family[Symbol.dispose]();
     this.#process[Symbol.dispose]();
+  }
+
+  #checkWanted(signal?: AbortSignal): void {
+    signal?.throwIfAborted();
+    if (!this.#isUnwanted) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_STATE",
+      `Cannot retire process ${this.pid}: expected to keep it until then, this was disposed; it serves on, seize again`,
+    );
   }
 
   #checkOpen(what: string): void {
@@ -217,13 +275,15 @@ function checkParent(runtime: Runtime, process: ForeignProcess, listeners: reado
   }
 }
 
-/** Makes a socket non-blocking, and gives what undoes it, unless the socket was taken. */
-function unblock(runtime: Runtime, descriptor: OwnedDescriptor): () => void {
-  const { abi, libc } = runtime;
-  const { F_GETFL, F_SETFL } = abi.constants;
-  const flags = checked(abi, "fcntl", libc.fcntl(descriptor.number, F_GETFL, 0));
-  setNonBlocking(runtime, descriptor.number);
-  return () => {
-    if (descriptor.number >= 0) libc.fcntl(descriptor.number, F_SETFL, flags);
-  };
+/** Whether accept(2) waits on it. */
+function isBlocking({ abi, libc }: Runtime, descriptor: number): boolean {
+  const { F_GETFL, O_NONBLOCK } = abi.constants;
+  return (checked(abi, "fcntl", libc.fcntl(descriptor, F_GETFL, 0)) & O_NONBLOCK) === 0;
+}
+
+/** Makes a socket blocking again, unless it was taken or closed. */
+function setBlocking({ abi, libc }: Runtime, descriptor: number): void {
+  const { F_GETFL, F_SETFL, O_NONBLOCK } = abi.constants;
+  const flags = descriptor >= 0 ? libc.fcntl(descriptor, F_GETFL, 0) : -1;
+  if (flags >= 0) libc.fcntl(descriptor, F_SETFL, flags & ~O_NONBLOCK);
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { TakeoverErrorCode } from "../errors.ts";
+import { messageOf, SystemError, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
 import type { Peer } from "./messages.ts";
 import type { Drained } from "./drain.ts";
 
@@ -73,4 +73,10 @@ export class Emitter {
       }
     }
   }
+}
+
+/** What an event says of an error. */
+export function reported(error: unknown): { code: string; message: string } {
+  const code = error instanceof TakeoverError || error instanceof SystemError ? error.code : "ERR_TAKEOVER_PROTOCOL";
+  return { code, message: messageOf(error) };
 }

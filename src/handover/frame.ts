@@ -6,7 +6,7 @@
  * 4   4  size of the head in bytes, big-endian
  * 8   4  size of the body in bytes, big-endian
  * 12  …  head: a JSON object in UTF-8, with a string `type`
- * …   …  body: bytes; no frame of version 1 has any
+ * …   …  body: bytes, in a move only
  * ```
  *
  * @module
@@ -27,53 +27,72 @@ export const headerSize = 12;
 /** A frame as it came in: its fields are still to be checked. */
 export type FrameHead = Readonly<Record<string, unknown>>;
 
-/** Encodes a frame without a body. */
-export function encodeFrame(head: object): Bytes {
+/** A frame as it came in, whole. */
+export interface Frame {
+  readonly head: FrameHead;
+  readonly body: Uint8Array;
+}
+
+/** Encodes a frame. */
+export function encodeFrame(head: object, body: Uint8Array = new Uint8Array(0)): Bytes {
   const json = new TextEncoder().encode(JSON.stringify(head));
-  const frame = allocate(headerSize + json.length);
+  const frame = allocate(headerSize + json.length + body.length);
   const view = viewOf(frame);
   view.setUint32(magicOffset, magic);
   view.setUint32(headSizeOffset, json.length);
+  view.setUint32(bodySizeOffset, body.length);
   frame.set(json, headerSize);
+  frame.set(body, headerSize + json.length);
   return frame;
 }
 
 /** Cuts a stream of bytes into frames, without trusting any of it. */
 export class FrameReader {
   readonly #headLimit: number;
+  readonly #bodyLimit: number;
   #chunks: Uint8Array[] = [];
   /** Bytes in the chunks. */
   #size = 0;
   /** Bytes that the next step needs: a header, or a whole frame. */
   #needed = headerSize;
 
-  /** @param headLimit The most bytes that a head may have. */
-  constructor(headLimit: number) {
+  /**
+   * @param headLimit The most bytes that a head may have.
+   * @param bodyLimit The most bytes that a body may have; none where none is due.
+   */
+  constructor(headLimit: number, bodyLimit = 0) {
     this.#headLimit = headLimit;
+    this.#bodyLimit = bodyLimit;
   }
 
   /**
    * Takes bytes in as they arrive.
    *
-   * @returns The heads of the frames that are complete now, in order.
+   * @returns The frames that are complete now, in order.
    * @throws {TakeoverError} `ERR_TAKEOVER_PROTOCOL` when the bytes are no
    *   frames, `ERR_TAKEOVER_LIMIT` when one is too large.
    */
-  push(bytes: Uint8Array): FrameHead[] {
+  read(bytes: Uint8Array): Frame[] {
     this.#chunks.push(bytes);
     this.#size += bytes.length;
-    const heads: FrameHead[] = [];
+    const frames: Frame[] = [];
     while (this.#size >= this.#needed) {
       const buffered = this.#buffered();
-      const size = headerSize + this.#headSize(buffered);
+      const bodyAt = headerSize + this.#headSize(buffered);
+      const size = bodyAt + this.#bodySize(buffered);
       this.#needed = size;
       if (this.#size < size) break;
-      heads.push(parseHead(buffered.subarray(headerSize, size)));
+      frames.push({ head: parseHead(buffered.subarray(headerSize, bodyAt)), body: buffered.subarray(bodyAt, size) });
       this.#chunks = [buffered.subarray(size)];
       this.#size -= size;
       this.#needed = headerSize;
     }
-    return heads;
+    return frames;
+  }
+
+  /** The same where frames have no body: their heads. */
+  push(bytes: Uint8Array): FrameHead[] {
+    return this.read(bytes).map(({ head }) => head);
   }
 
   /** Joins what has arrived: once for a header, once for a frame, however many the parts. */
@@ -104,14 +123,18 @@ export class FrameReader {
         `Cannot read a frame with a head of ${headSize} bytes: expected at most ${this.#headLimit} (limit headSize)`,
       );
     }
-    const bodySize = view.getUint32(bodySizeOffset);
-    if (bodySize > 0) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_LIMIT",
-        `Cannot read a frame with a body of ${bodySize} bytes: expected none in this version`,
-      );
-    }
     return headSize;
+  }
+
+  #bodySize(buffered: Uint8Array): number {
+    const bodySize = viewOf(buffered).getUint32(bodySizeOffset);
+    if (bodySize <= this.#bodyLimit) return bodySize;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_LIMIT",
+      `Cannot read a frame with a body of ${bodySize} bytes: expected ${
+        this.#bodyLimit > 0 ? `at most ${this.#bodyLimit} (limit bodySize)` : "none here"
+      }`,
+    );
   }
 }
 

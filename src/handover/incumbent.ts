@@ -10,6 +10,7 @@
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
@@ -17,6 +18,7 @@ import type { Limits } from "../limits.ts";
 import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
 import { commonVersion, versions } from "./protocol.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
+import { duplicate } from "../sockets/socket.ts";
 
 /** How long a process that may have been stopped itself reads on before it judges. */
 const lastLookMs = 100;
@@ -63,6 +65,7 @@ export class Incumbent {
   readonly #host: IncumbentHost;
   #session: Session | null = null;
   #pendingCount = 0;
+  /** Nothing is handed over any more: this process has ended its part, or been released. */
   #closed = false;
 
   constructor(host: IncumbentHost) {
@@ -110,6 +113,9 @@ export class Incumbent {
       checkPeerUser(runtime, stream.descriptor, allowUsers, "successor");
       const head = await conversation.receive(limits.helloMs, "helloMs");
       known();
+      // Connections that were accepted before outlive this process's part. One
+      // that is lost meets whoever answers on the path now.
+      if (this.#closed) return conversation.destroy();
       if (head.type === "join") this.#join(head, stream);
       else await this.#handOver(parseHello(head, limits), conversation);
     } catch (error) {
@@ -196,8 +202,10 @@ export class Incumbent {
     } as { type: string });
     const either = Promise.race([joined, conversation.failed]);
     const stream = await within(either, limits.helloMs, "helloMs", "the successor's second connection");
+    // The runtime closes its descriptor when the successor does, and the number may be another socket's then.
+    const copy = new OwnedDescriptor(runtime, duplicate(runtime, stream.descriptor));
     try {
-      const channel = batchChannel(runtime, stream.descriptor);
+      const channel = batchChannel(runtime, copy.number);
       const batches = batchesOf(endpoints, runtime.abi.descriptorsPerMessage);
       for (const [number, batch] of batches.entries()) {
         const count = batch.length;
@@ -214,6 +222,7 @@ export class Incumbent {
         }
       }
     } finally {
+      copy[Symbol.dispose]();
       stream.destroy();
     }
   }
@@ -237,6 +246,7 @@ export class Incumbent {
     // An abort behind settled comes too late: the lease is over.
     if (conversation.state === "settling") conversation.send({ type: "released" });
     conversation.end();
+    this.#closed = true;
     this.#host.release(to, claimed);
   }
 

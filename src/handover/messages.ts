@@ -7,6 +7,7 @@
  */
 
 import { shown, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
+import type { Json } from "../connections/movable.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -35,6 +36,8 @@ export interface Hello {
   readonly room: number;
   /** Names that it cannot start without. */
   readonly require: readonly string[];
+  /** Whether it can take connections. */
+  readonly moves: boolean;
 }
 
 /** successor: the first and only frame of the second connection. */
@@ -64,6 +67,16 @@ export interface Offer {
   readonly runtime: string;
   readonly generation: number;
   readonly endpoints: readonly OfferedEndpoint[];
+  /** Whether it has connections that can move, and the successor can take them. */
+  readonly moves: boolean;
+  /** What the application gives its successor; null for nothing. */
+  readonly state: OfferedState | null;
+}
+
+/** The application's own state, which it versions itself. */
+export interface OfferedState {
+  readonly version: number;
+  readonly value: Json;
 }
 
 /** incumbent: a batch of descriptors lies on the second connection. */
@@ -133,6 +146,7 @@ export function parseHello(head: FrameHead, limits: Limits): Hello {
     runtime: text(head, "runtime", textSize),
     room: integer(head, "room"),
     require: names(head, "require", limits),
+    moves: head.moves === true,
   };
 }
 
@@ -157,7 +171,15 @@ export function parseOffer(head: FrameHead, limits: Limits): Offer {
     runtime: text(head, "runtime", textSize),
     generation: integer(head, "generation"),
     endpoints,
+    moves: head.moves === true,
+    state: parseState(head.state),
   };
+}
+
+function parseState(state: unknown): OfferedState | null {
+  if (state === undefined || state === null) return null;
+  const given = asObject(state, "state");
+  return { version: integer(given, "version"), value: (given.value ?? null) as Json };
 }
 
 /** Checks a batch or the answer to one. */
@@ -219,25 +241,29 @@ function names(head: FrameHead, field: string, limits: Limits): string[] {
   return array(head, field, limits.endpointCount).map((name) => checkedName(name, limits));
 }
 
-function text(head: FrameHead, field: string, size: number): string {
+/** A field, checked. */
+export function text(head: FrameHead, field: string, size: number): string {
   const value = head[field];
   if (typeof value === "string" && value.length <= size) return value;
   throw wrong(field, `a text of at most ${size} characters`);
 }
 
-function hex(head: FrameHead, field: string, digits: number): string {
+/** A field, checked. */
+export function hex(head: FrameHead, field: string, digits: number): string {
   const value = head[field];
   if (typeof value === "string" && value.length === digits && /^[0-9a-f]*$/.test(value)) return value;
   throw wrong(field, `${digits} hexadecimal digits`);
 }
 
-function integer(head: FrameHead, field: string): number {
+/** A field, checked. */
+export function integer(head: FrameHead, field: string): number {
   const value = head[field];
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
   throw wrong(field, "an integer from 0 on");
 }
 
-function array(head: FrameHead, field: string, count: number): readonly unknown[] {
+/** A field, checked. */
+export function array(head: FrameHead, field: string, count: number): readonly unknown[] {
   const value = head[field];
   if (!Array.isArray(value)) throw wrong(field, "an array");
   if (value.length <= count) return value;
@@ -247,15 +273,18 @@ function array(head: FrameHead, field: string, count: number): readonly unknown[
   );
 }
 
-function object(head: FrameHead, field: string): FrameHead {
+/** A field, checked. */
+export function object(head: FrameHead, field: string): FrameHead {
   return asObject(head[field], field);
 }
 
-function asObject(value: unknown, field: string): FrameHead {
+/** A field, checked. */
+export function asObject(value: unknown, field: string): FrameHead {
   if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as FrameHead;
   throw wrong(field, "an object");
 }
 
-function wrong(field: string, expected: string): TakeoverError {
+/** A field, checked. */
+export function wrong(field: string, expected: string): TakeoverError {
   return new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot use the field ${field} of a frame: expected ${expected}`);
 }

@@ -16,6 +16,18 @@
  *            --- released ----------------------->  ended
  * ```
  *
+ * On the second connection, from the lease on, for as long as the incumbent
+ * has connections, where both sides have said that they move them:
+ *
+ * ```text
+ *            <-- takes ---------------------------  which, and for how many it has room
+ *            --- move --------------------------->  with descriptors
+ *            <-- kept ----------------------------  which it has kept, which it refuses
+ *            --- yours -------------------------->  the kept ones are the successor's
+ *            --- back --------------------------->  what is not yours stays; the end
+ *            --- done --------------------------->  nothing more will come; the end
+ * ```
+ *
  * `refuse` (incumbent) and `abort` (successor) end it from wherever it stands.
  *
  * @module
@@ -38,6 +50,12 @@ export type FrameType =
   | "alive"
   | "settled"
   | "released"
+  | "takes"
+  | "move"
+  | "kept"
+  | "yours"
+  | "back"
+  | "done"
   | "refuse"
   | "abort";
 
@@ -51,6 +69,7 @@ export type ProtocolState =
   | "leased"
   | "settling"
   | "joined"
+  | "moving"
   | "ended";
 
 /** Versions of the protocol this library speaks; PROTOCOL.md records each. */
@@ -68,6 +87,12 @@ const senders: Readonly<Record<FrameType, Role>> = {
   alive: "successor",
   settled: "successor",
   released: "incumbent",
+  takes: "successor",
+  move: "incumbent",
+  kept: "successor",
+  yours: "incumbent",
+  back: "incumbent",
+  done: "incumbent",
   refuse: "incumbent",
   abort: "successor",
 };
@@ -84,7 +109,8 @@ export const transitions: Readonly<Record<ProtocolState, Partial<Record<FrameTyp
   // A released without settled: the incumbent ends the lease because it ends.
   leased: { alive: "leased", settled: "settling", released: "ended", ...ending },
   settling: { released: "ended", ...ending },
-  joined: { ...ending },
+  joined: { takes: "moving", ...ending },
+  moving: { takes: "moving", move: "moving", kept: "moving", yours: "moving", back: "ended", done: "ended", ...ending },
   ended: {},
 };
 

@@ -20,20 +20,19 @@ import {
   type UnixOpening,
 } from "../sockets/address.ts";
 
-import { ForeignSockets, serves } from "./foreign_sockets.ts";
-import { owning } from "../sockets/descriptors.ts";
-import { bindEndpoint, type Unopened } from "./binding.ts";
+import { ForeignSockets } from "./foreign_sockets.ts";
+import type { Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
-import { Endpoint } from "../natives/endpoint.ts";
-import { messageOf, SystemError, TakeoverError } from "../errors.ts";
-import { Emitter, type Outcome, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { adopt } from "../natives/graft.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import { TakeoverError } from "../errors.ts";
+import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
+import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
-import { unlinkPath } from "../sockets/listener.ts";
 import { checkedName, type Peer } from "./messages.ts";
 import { checkedStoreName, Notifier } from "../foreign/notify.ts";
+import { OwnPaths } from "./own_paths.ts";
 import { Reporting } from "./reporting.ts";
 import type { ControlListener, Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -77,13 +76,18 @@ export class Takeover implements AsyncDisposable {
   readonly #path: string;
   readonly #succession: Succession | null;
   readonly #endpoints = new Map<string, Endpoint>();
+  /** Names of endpoints whose servers are being opened. */
+  readonly #opening = new Set<string>();
+  readonly #paths: OwnPaths;
   readonly #foreign: ForeignSockets;
+  readonly #sources: Sources;
   readonly #store: boolean;
   readonly #reporting: Reporting;
   readonly #drain = new Drain();
   readonly #emitter = new Emitter();
   readonly #incumbent: Incumbent;
   #stage: Stage = "starting";
+  #isReadying = false;
   /** Whether the lease with the incumbent has ended, if there ever was one. */
   #isSettled = false;
   #control: Unopened | null;
@@ -107,9 +111,12 @@ export class Takeover implements AsyncDisposable {
     this.#runtime = runtime;
     this.#limits = limitsFrom(options.limits);
     this.#path = path;
+    this.#paths = new OwnPaths(runtime);
+    this.#paths.take({ family: "unix", path });
     this.#control = control;
     this.#succession = succession;
     this.#foreign = foreign;
+    this.#sources = { runtime, limits: this.#limits, succession, foreign, paths: this.#paths };
     this.#store = options.store ?? false;
     this.generation = (succession?.from.generation ?? 0) + 1;
     this.inherited = [...succession?.endpoints.keys() ?? []];
@@ -181,7 +188,7 @@ export class Takeover implements AsyncDisposable {
    * @returns What `open` returned. A successor's server starts to accept at
    *   {@linkcode ready}.
    * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the name is in use or
-   *   this process has been replaced, `ERR_TAKEOVER_ADDRESS`,
+   *   this process has been replaced or closed, meanwhile perhaps, `ERR_TAKEOVER_ADDRESS`,
    *   `ERR_TAKEOVER_ADOPT` when the server did not take the address.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
    *
@@ -198,31 +205,16 @@ export class Takeover implements AsyncDisposable {
   async listen<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
     checkedName(name, this.#limits);
     if (this.#store) checkedStoreName(name);
-    this.#checkStage(`listen as ${JSON.stringify(name)}`, "starting", "serving");
-    if (this.#endpoints.has(name)) {
+    this.#checkListening(name);
+    if (this.#endpoints.has(name) || this.#opening.has(name)) {
       throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
     }
-    const wanted = await resolveAddress(this.#runtime, address);
-    const found = this.#succession?.endpoints.get(name);
-    const isInherited = found !== undefined && serves(this.#runtime, found, wanted);
-    if (isInherited) this.#succession!.endpoints.delete(name);
-    const given = isInherited ? found : this.#foreign.claim(name, wanted);
-    const { descriptor, identity } = given ?? bindEndpoint(this.#runtime, wanted, address, this.#succession?.endpoints);
-    const adopted = await owning(descriptor, (owned) => adopt(this.#runtime, this.#limits, name, owned, identity, open));
-    const { native, descriptor: held, registrations } = adopted;
-    const endpoint = new Endpoint(this.#runtime, {
-      kind: "listener",
-      name,
-      descriptor: held,
-      identity,
-      registrations,
-      paused: registrations.length > 0,
-      isSupervised: given?.isSupervised === true,
-    });
-    this.#endpoints.set(name, endpoint);
-    if (!given || this.#stage === "serving") endpoint.resume();
-    this.#reporting.opened(endpoint);
-    return native;
+    this.#opening.add(name);
+    try {
+      return await this.#open(name, address, open);
+    } finally {
+      this.#opening.delete(name);
+    }
   }
 
   /**
@@ -245,13 +237,18 @@ export class Takeover implements AsyncDisposable {
    * on it can be replaced itself, once it is settled.
    *
    * @throws {TakeoverError} When the incumbent refuses or does not answer; it
-   *   serves on, and this process should end.
+   *   serves on, and this process should end. `ERR_TAKEOVER_STATE` when called
+   *   twice, or closed meanwhile.
    */
   async ready(): Promise<void> {
     this.#checkStage("be ready", "starting");
+    if (this.#isReadying) throw new TakeoverError("ERR_TAKEOVER_STATE", "Cannot be ready twice: await the first call");
+    this.#isReadying = true;
     const claimed = this.inherited.filter((name) => this.#isClaimed(name));
     try {
       await this.#succession?.ready(claimed);
+      // The program may have closed it meanwhile.
+      this.#checkStage("be ready", "starting");
     } catch (error) {
       await this.close();
       throw error;
@@ -349,18 +346,36 @@ export class Takeover implements AsyncDisposable {
     this.#incumbent.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
+    if (isAlone) this.#paths.remove(this.#path);
+    if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
-    if (isAlone) unlinkPath(this.#runtime, this.#path);
-    if (isAlone && !keepPaths) this.#unlinkPaths(this.#endpoints.values());
     for (const endpoint of this.#endpoints.values()) endpoint.release();
   }
 
-  /** A service manager still listens on its path. */
-  #unlinkPaths(endpoints: Iterable<Endpoint>): void {
-    for (const { identity: { address }, alive, isSupervised } of endpoints) {
-      if (alive && !isSupervised && address.family === "unix") unlinkPath(this.#runtime, address.path);
+  /** Wherever this waits, the program may close this process, and a successor may replace it. */
+  async #open<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
+    const wanted = await resolveAddress(this.#runtime, address);
+    this.#checkListening(name);
+    const { native, endpoint, isNew } = await openEndpoint(this.#sources, name, wanted, address, open);
+    this.#add(endpoint, isNew);
+    return native;
+  }
+
+  #add(endpoint: Endpoint, isNew: boolean): void {
+    if (this.#stage === "released" || this.#stage === "closed") {
+      if (isNew) this.#paths.removeOf([endpoint]);
+      endpoint.release();
+      this.#checkListening(endpoint.name);
     }
+    this.#endpoints.set(endpoint.name, endpoint);
+    // One that has come too late for the successor accepts if that is lost.
+    if (this.#stage === "serving" || this.#stage === "starting" && isNew) endpoint.resume();
+    this.#reporting.opened(endpoint);
+  }
+
+  #checkListening(name: string): void {
+    this.#checkStage(`listen as ${JSON.stringify(name)}`, "starting", "serving");
   }
 
   #checkStage(what: string, ...allowed: Stage[]): void {
@@ -376,19 +391,13 @@ export class Takeover implements AsyncDisposable {
   }
 
   async #openControl(): Promise<void> {
-    const { descriptor, identity } = this.#control!;
+    const control = this.#control!;
     this.#control = null;
-    const listener = await this.#runtime.adoptListener(descriptor.take(), (stream) => this.#incumbent.accept(stream));
+    const { listener, endpoint } = await openControl(this.#runtime, control, (stream) => this.#incumbent.accept(stream));
+    if (this.#stage === "closed") listener.close();
+    this.#checkStage("be ready", "serving");
     this.#controlListener = listener;
-    this.#controlEndpoint = new Endpoint(this.#runtime, {
-      kind: "control",
-      name: "",
-      descriptor: listener.descriptor,
-      identity,
-      registrations: [],
-      paused: false,
-      isSupervised: false,
-    });
+    this.#controlEndpoint = endpoint;
   }
 
   async #watchLease(claimed: readonly string[]): Promise<void> {
@@ -461,7 +470,7 @@ export class Takeover implements AsyncDisposable {
     this.#stage = "released";
     const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
-    this.#unlinkPaths(unclaimed);
+    this.#paths.removeOf(unclaimed);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
     const outcome: Outcome = {
       role: "incumbent",
@@ -486,9 +495,4 @@ export class Takeover implements AsyncDisposable {
     this.#emitter.emit("drained", drained);
     return drained;
   }
-}
-
-function reported(error: unknown): { code: string; message: string } {
-  const code = error instanceof TakeoverError || error instanceof SystemError ? error.code : "ERR_TAKEOVER_PROTOCOL";
-  return { code, message: messageOf(error) };
 }

@@ -8,6 +8,7 @@
 
 import { allocate, viewOf } from "../c/bytes.ts";
 import { formatAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
+import { isNamed } from "../channels/unix_path.ts";
 import { checked } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { openingOf } from "../sockets/address.ts";
@@ -42,6 +43,9 @@ export interface ConnectionPlaceholder extends Placeholder {
   written(): Uint8Array;
 }
 
+/** A random name at its longest: a dot, and 32 bits in base 36. */
+const nameSize = 8;
+
 /** Linux's SO_LINGER (socket(7)): on, for no time, lets close(2) reset the connection. */
 const SO_LINGER = 13;
 /** Linux's flags of accept4(2). */
@@ -50,10 +54,11 @@ const SOCK_CLOEXEC = 0o2000000;
 
 /**
  * For a listener: a random one of the 16 million addresses of 127.0.0.0/8, or
- * a random name beside the true path. An IPv6 listener fits under an IPv4 one.
+ * a random name beside the true path, as long as there is room for one. An IPv6
+ * listener fits under an IPv4 one.
  */
 export function listenerPlaceholder(runtime: Runtime, address: SocketAddress): Placeholder {
-  const wanted = placeholderAddress(address.family, besideOf(runtime, address));
+  const wanted = placeholderAddress(address.family, folderFor(runtime, address));
   const found = wanted.family === "unix"
     ? { address: wanted, likely: -1 }
     : owning(bindListener(runtime, wanted, { port: 0 }), (listener) => free(runtime, listener));
@@ -117,13 +122,13 @@ export function datagramPlaceholder(runtime: Runtime, family: SocketAddress["fam
 /**
  * An address that a socket of ours can be bound to.
  *
- * @param path A random name beside it is taken; without one, the kernel picks
- *   an abstract name (unix(7), autobind).
+ * @param folder With its slash; a random name in it is taken. Without one, the
+ *   kernel picks an abstract name (unix(7), autobind).
  */
-export function placeholderAddress(family: SocketAddress["family"], path: string | null): SocketAddress {
+export function placeholderAddress(family: SocketAddress["family"], folder: string | null): SocketAddress {
   const random = crypto.getRandomValues(new Uint8Array(4));
   if (family === "unix") {
-    return { family, path: path === null ? "" : `${path.slice(0, path.lastIndexOf("/") + 1)}.${random.join("")}` };
+    return { family, path: folder === null ? "" : `${folder}.${viewOf(random).getUint32(0).toString(36)}` };
   }
   const [, b, c, d] = random;
   return { family: "inet", hostname: `127.${b}.${c}.${1 + d! % 254}`, port: 0 };
@@ -134,14 +139,21 @@ function free(runtime: Runtime, { number }: OwnedDescriptor): { address: SocketA
   return { address: localAddress(runtime, number)!, likely: number };
 }
 
-/** An abstract name has no folder. */
-function besideOf(runtime: Runtime, address: SocketAddress): string | null {
+/** The listener's own folder; an abstract name has none. */
+function folderFor(runtime: Runtime, address: SocketAddress): string | null {
   if (address.family !== "unix") return null;
-  return /^[^\0]/.test(address.path) ? address.path : temporaryFolder(runtime);
+  const folder = address.path.slice(0, address.path.lastIndexOf("/") + 1);
+  return isNamed(address.path) && hasRoom(runtime, folder) ? folder : temporaryFolder(runtime);
 }
 
 function temporaryFolder(runtime: Runtime): string {
-  return `${runtime.env("TMPDIR") || "/tmp"}/`;
+  const folder = `${runtime.env("TMPDIR") || "/tmp"}/`;
+  return hasRoom(runtime, folder) ? folder : "/tmp/";
+}
+
+/** Whether a random name, and a NUL after it, fit into a `sockaddr_un` with this folder. */
+function hasRoom({ abi }: Runtime, folder: string): boolean {
+  return new TextEncoder().encode(folder).length + nameSize < abi.sockaddr.un.path.size;
 }
 
 function unlinkIfUnix(runtime: Runtime, address: SocketAddress): void {

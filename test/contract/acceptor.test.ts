@@ -3,7 +3,7 @@
  */
 
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -12,6 +12,7 @@ import { type Acceptor, openAcceptor } from "../../src/channels/acceptor.ts";
 import type { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { peerAddress } from "../../src/sockets/socket.ts";
+import { TemporaryFolder } from "../unit/children.ts";
 import { patienceMs, queuedCount, reachable, runtime, takeoverError, test, until } from "./support.ts";
 
 // What waiting needs stays open for the life of the process.
@@ -42,6 +43,16 @@ test("Acceptor on a Unix path removes it when it is closed", async () => {
   assert.ok(!existsSync(path));
   await end(clients);
   await rm(folder, { recursive: true });
+});
+
+test("Acceptor.close leaves a path that somebody else has bound meanwhile", async () => {
+  using folder = new TemporaryFolder();
+  const path = folder.file("s");
+  using acceptor = await openAcceptor(runtime, { path });
+  rmSync(path);
+  using _other = await openAcceptor(runtime, { path });
+  acceptor.close();
+  assert.ok(existsSync(path));
 });
 
 test("Acceptor.accept ends with ERR_TAKEOVER_TIMEOUT, the reason of its signal, and ERR_TAKEOVER_CLOSED", async () => {
@@ -89,6 +100,14 @@ test("Acceptor lets the event loop turn while its queue is never empty", async (
   assert.ok(isDue, "100 connections were accepted before a timer that was due");
   for (; count < 100; count++) (await acceptor.accept({ timeoutMs: patienceMs }))[Symbol.dispose]();
   acceptor.close();
+  await end(clients);
+});
+
+test("Acceptor.accept with no time gives each connection that waits", async () => {
+  using acceptor = await openAcceptor(runtime, anywhere);
+  const clients = await connect(acceptor, 100);
+  for (let count = 0; count < 100; count++) (await acceptor.accept({ timeoutMs: 0 }))[Symbol.dispose]();
+  await assert.rejects(acceptor.accept({ timeoutMs: 0 }), takeoverError("ERR_TAKEOVER_TIMEOUT"));
   await end(clients);
 });
 

@@ -1,7 +1,7 @@
 /** Opening channels: listening, connecting, binding, wrapping, pairs. */
 
 import assert from "node:assert/strict";
-import { existsSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import process from "node:process";
 import { disposeAll } from "../../src/sockets/descriptors.ts";
@@ -16,7 +16,7 @@ import {
 } from "../../src/channels/fd_listener.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
-import { aborted, cookie, numbered, numbersIn, received } from "./raw.ts";
+import { aborted, cookie, numbered, numbersIn, received, upTo } from "./raw.ts";
 import { openNull, patienceMs, runtime, sleep, takeoverError, test, until } from "./support.ts";
 
 const { abi, libc } = runtime;
@@ -121,6 +121,55 @@ test("FdListener.close removes the path, and the channels that were accepted sta
   await passesBothWays(client, channel);
   await assert.rejects(listener.accept(), takeoverError("ERR_TAKEOVER_CLOSED"));
 });
+
+test("FdListener.close leaves a path that somebody else has bound meanwhile", async () => {
+  using folder = new TemporaryFolder();
+  const listener = listenChannel(runtime, folder.file("x"));
+  rmSync(folder.file("x"));
+  using _other = listenChannel(runtime, folder.file("x"));
+  listener.close();
+  using _client = await connectChannel(runtime, folder.file("x"));
+});
+
+test("FdListener.close closes its socket where a file has the place of its folder", () => {
+  using folder = new TemporaryFolder();
+  mkdirSync(folder.file("run"));
+  const listener = listenChannel(runtime, folder.file("run/x"));
+  rmSync(folder.file("run/x"));
+  rmdirSync(folder.file("run"));
+  writeFileSync(folder.file("run"), "");
+  listener.close();
+  assert.deepEqual([listener.descriptor, existsSync(folder.file("run"))], [-1, true]);
+});
+
+/** A listener in whose queue so many connections wait. */
+async function withQueue(count: number, body: (listener: FdListener) => Promise<void>): Promise<void> {
+  using folder = new TemporaryFolder();
+  using listener = listenChannel(runtime, folder.file("x"));
+  const clients: FdChannel[] = [];
+  try {
+    for (const _ of upTo(count)) clients.push(await connectChannel(runtime, folder.file("x")));
+    await body(listener);
+  } finally {
+    for (const client of clients) client.close();
+  }
+}
+
+test("FdListener lets the event loop turn while its queue is never empty", () =>
+  withQueue(100, async (listener) => {
+    let isDue = false;
+    setTimeout(() => isDue = true);
+    for (const start = performance.now(); performance.now() - start < 5;);
+    let count = 0;
+    for (; count < 100 && !isDue; count++) (await listener.accept()).close();
+    assert.ok(isDue, "100 connections were accepted before a timer that was due");
+  }));
+
+test("FdListener.accept with no time gives each connection that waits", () =>
+  withQueue(100, async (listener) => {
+    for (const _ of upTo(100)) (await listener.accept({ timeoutMs: 0 })).close();
+    await assert.rejects(listener.accept({ timeoutMs: 0 }), takeoverError("ERR_TAKEOVER_TIMEOUT"));
+  }));
 
 test("FdListener iterates over connections until it is closed", async () => {
   using folder = new TemporaryFolder();

@@ -160,6 +160,36 @@ test("waitReadable on a number that was closed and given to another socket waits
   await waitReadable(runtime, number, { timeoutMs: patienceMs });
 });
 
+test("waitReadable on a number whose socket was closed behind its back waits for the one that has it now", async () => {
+  using pair = pairs(2);
+  const { number } = pair.ends[0]!;
+  const first = waitReadable(runtime, number, { timeoutMs: patienceMs });
+  await sleep(5);
+  assert.equal(libc.dup3(pair.ends[1]!.number, number, abi.constants.O_CLOEXEC), number);
+  const second = waitReadable(runtime, number, { timeoutMs: patienceMs });
+  write(pair.others[1]!);
+  // To the first it is a false alarm.
+  await Promise.all([first, second]);
+  await waitReadable(runtime, number, { timeoutMs: patienceMs });
+});
+
+test("waitWritable fails with EBADF when its number was closed and a copy is ready, and others wait on", async () => {
+  using pair = pairs(2);
+  const end = pair.ends[0]!;
+  fill(end);
+  using copy = new OwnedDescriptor(runtime, libc.fcntl(end.number, abi.constants.F_DUPFD_CLOEXEC, 0));
+  const readable = waitReadable(runtime, end.number, { timeoutMs: patienceMs });
+  const failing = assert.rejects(waitWritable(runtime, end.number, { timeoutMs: patienceMs }), { code: "EBADF" });
+  const other = waitReadable(runtime, pair.ends[1]!.number, { timeoutMs: patienceMs });
+  await sleep(5);
+  end[Symbol.dispose]();
+  write(pair.others[0]!);
+  await Promise.all([readable, failing]);
+  write(pair.others[1]!);
+  await other;
+  await waitReadable(runtime, copy.number, { timeoutMs: patienceMs });
+});
+
 test("waitReadable throws ERR_TAKEOVER_TIMEOUT, ends with a signal's reason, and leaves no registration", async () => {
   using pair = pairs(1);
   const { number } = pair.ends[0]!;

@@ -12,8 +12,10 @@ import net from "node:net";
 import { basename } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
+import { errnoOf } from "../../src/c/errno.ts";
 import type { SeizeOptions } from "../../src/foreign/choice.ts";
 import { type Seized, seizeFrom } from "../../src/foreign/seize.ts";
+import type { Runtime } from "../../src/runtime.ts";
 import { cookieOf, duplicate, isListening } from "../../src/sockets/socket.ts";
 import { commandHere, run, TemporaryFolder } from "../unit/children.ts";
 import { ask, patienceMs, queuedCount, runtime, sleep, takeoverError, test, until } from "./support.ts";
@@ -30,7 +32,7 @@ one, two, three = socket.socket(), socket.socket(), socket.socket(socket.AF_UNIX
 for each, address in ((one, ("127.0.0.1", 0)), (two, ("127.0.0.1", 0)), (three, path)):
     each.bind(address)
     each.listen(16)
-one.setblocking(False)
+    each.setblocking(False)
 second = one.dup()
 if number:
     os.dup2(one.fileno(), number)
@@ -63,6 +65,21 @@ while os.getppid() == parent:
         connection.close()
 `;
 
+/** Waits in accept itself; anything but a connection ends it. */
+const blockingProgram = `
+import json, signal, socket
+signal.alarm(60)
+one = socket.socket()
+one.bind(("127.0.0.1", 0))
+one.listen(16)
+print(json.dumps({"ports": [one.getsockname()[1], 0], "workers": []}), flush=True)
+while True:
+    connection = one.accept()[0]
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\nold")
+    connection.close()
+`;
+
 /** The other process. */
 interface Other {
   readonly pid: number;
@@ -75,10 +92,15 @@ interface Other {
 }
 
 /** Runs something beside another process, which is gone afterwards. */
-async function beside(body: (other: Other) => Promise<void>, number = 0, workers = 0): Promise<void> {
+async function beside(
+  body: (other: Other) => Promise<void>,
+  number = 0,
+  workers = 0,
+  text = program,
+): Promise<void> {
   using folder = new TemporaryFolder();
   const path = folder.file("three.sock");
-  const command = ["-c", program, path, String(number), String(workers)];
+  const command = ["-c", text, path, String(number), String(workers)];
   const child = spawn("python3", command, { stdio: ["ignore", "pipe", "inherit"] });
   const ended = once(child, "exit").then(([, signal]) => signal as string);
   try {
@@ -92,15 +114,41 @@ async function beside(body: (other: Other) => Promise<void>, number = 0, workers
   }
 }
 
+/** The same beside one that waits in accept. */
+async function besideBlocking(body: (other: Other) => Promise<void>): Promise<void> {
+  await beside(body, 0, 0, blockingProgram);
+}
+
 /** Seizes, and gives everything back afterwards. */
-async function seizing(options: SeizeOptions, body: (seized: Seized) => void | Promise<void>): Promise<void> {
-  const seized = seizeFrom(runtime, options);
+async function seizing(
+  options: SeizeOptions,
+  body: (seized: Seized) => void | Promise<void>,
+  on: Runtime = runtime,
+): Promise<void> {
+  const seized = seizeFrom(on, options);
   try {
     await body(seized);
   } finally {
     seized[Symbol.dispose]();
     for (const { descriptor } of seized.sockets) descriptor[Symbol.dispose]();
   }
+}
+
+/** The runtime, and what fills the descriptor table for it: nothing is opened then. */
+function crowdable(): { readonly crowded: Runtime; fill(isFull: boolean): void } {
+  const SYS_pidfd_getfd = 438;
+  const { abi, libc } = runtime;
+  let errno = 0;
+  const open: typeof libc.open = (...call) => errno || libc.open(...call);
+  const syscall: typeof libc.syscall = (...call) => call[0] === SYS_pidfd_getfd && errno || libc.syscall(...call);
+  const fill = (isFull: boolean) => void (errno = isFull ? -errnoOf(abi.platform, "EMFILE") : 0);
+  return { crowded: { ...runtime, libc: { ...libc, open, syscall } }, fill };
+}
+
+const { F_GETFL, O_NONBLOCK } = runtime.abi.constants;
+
+function isNonBlocking(descriptor: number): boolean {
+  return (runtime.libc.fcntl(descriptor, F_GETFL, 0) & O_NONBLOCK) !== 0;
 }
 
 /** What ends the names of the sockets that were taken. */
@@ -110,6 +158,13 @@ function namesOf({ sockets }: Seized): string[] {
 
 function stateOf(pid: number): string {
   return /^State:\s+(\w)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]!;
+}
+
+/** Whether a descriptor is in one of a process's epoll instances. */
+function isWatched(pid: number, descriptor: number): boolean {
+  const folder = `/proc/${pid}/fdinfo`;
+  const line = new RegExp(`^tfd: +${descriptor} `, "m");
+  return readdirSync(folder).some((name) => line.test(readFileSync(`${folder}/${name}`, "utf8")));
 }
 
 /** A connection that the other process has accepted, read from, and keeps. */
@@ -204,6 +259,21 @@ test("seizeFrom refuses a worker, and names the process that started it", async 
     });
     return Promise.resolve();
   }, 0, 1);
+});
+
+test("Seized.sockets refuses those of a server that blocks in accept until it was retired", async () => {
+  await besideBlocking(async (other) => {
+    await seizing({ pid: other.pid }, async (seized) => {
+      assert.throws(() => seized.sockets, {
+        ...takeoverError("ERR_TAKEOVER_UNSUPPORTED"),
+        message: new RegExp(`^Cannot accept at 127.0.0.1:${other.ports[0]} beside process ${other.pid}: `),
+      });
+      for (const _ of [1, 2, 3]) assert.match(await ask(other.to), /old$/);
+      const { connections } = await seized.retire({ deadlineMs: patienceMs });
+      const { number } = seized.sockets[0]!.descriptor;
+      assert.deepEqual([connections, isListening(runtime, number), isNonBlocking(number)], [0, true, true]);
+    });
+  });
 });
 
 const isRoot = process.getuid!() === 0;
@@ -318,6 +388,53 @@ test("retire leaves the process running when it is aborted", async () => {
   }, freeNumber);
 });
 
+test("dispose gives a retirement up, and the process, stopped and paused by then, goes on", async () => {
+  await beside(async (other) => {
+    const socket = await keptConnection(other);
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      // At the deadline it is stopped before the first wait.
+      const retired = seized.retire({ deadlineMs: 0 });
+      seized[Symbol.dispose]();
+      await assert.rejects(retired, takeoverError("ERR_TAKEOVER_STATE"));
+      assert.notEqual(stateOf(other.pid), "T");
+      assert.equal(isWatched(other.pid, freeNumber), true);
+      assert.match(await ask(other.to), /old$/);
+      assert.throws(() => seized.pause(), takeoverError("ERR_TAKEOVER_STATE"));
+    });
+    socket.destroy();
+  }, freeNumber);
+});
+
+test("retire lets the process go on when no descriptor is free while it is stopped", async () => {
+  const { crowded, fill } = crowdable();
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const retired = seized.retire({ deadlineMs: 0 });
+      fill(true);
+      await assert.rejects(retired, { name: "SystemError", code: "EMFILE" });
+      fill(false);
+      await until(() => stateOf(other.pid) !== "T", "the process to go on");
+      seized.resume();
+      assert.equal(isWatched(other.pid, freeNumber), true);
+    }, crowded);
+  }, freeNumber);
+});
+
+test("resume that finds no free descriptor can be called again", async () => {
+  const { crowded, fill } = crowdable();
+  await beside(async (other) => {
+    await seizing({ pid: other.pid, port: other.ports[0] }, (seized) => {
+      assert.equal(seized.pause(), true);
+      fill(true);
+      assert.throws(() => seized.resume(), { name: "SystemError", code: "EMFILE" });
+      fill(false);
+      assert.equal(isWatched(other.pid, freeNumber), false);
+      seized.resume();
+      assert.equal(isWatched(other.pid, freeNumber), true);
+    }, crowded);
+  }, freeNumber);
+});
+
 test("retire sends the signal on which the process ends by itself", async () => {
   await beside(async (other) => {
     await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
@@ -328,11 +445,9 @@ test("retire sends the signal on which the process ends by itself", async () => 
 });
 
 test("dispose makes the sockets blocking again that were, unless they were taken", async () => {
-  const { F_GETFL, O_NONBLOCK } = runtime.abi.constants;
-  const isNonBlocking = (number: number) => (runtime.libc.fcntl(number, F_GETFL, 0) & O_NONBLOCK) !== 0;
-  await beside(async ({ pid, ports }) => {
+  await besideBlocking(async ({ pid }) => {
     let copy = -1;
-    const options = { pid, port: ports[1] };
+    const options = { pid, allowBlocking: true };
     await seizing(options, ({ sockets }) => void (copy = duplicate(runtime, sockets[0]!.descriptor.number)));
     assert.equal(isNonBlocking(copy), false);
     await seizing(options, ({ sockets }) => void runtime.libc.close(sockets[0]!.descriptor.take()));

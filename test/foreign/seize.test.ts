@@ -1,14 +1,17 @@
 /**
  * Servers that never heard of this library are replaced under load, and no
- * request is lost: node:http, Python's http.server, nginx.
+ * request is lost: node:http, Python's http.server, nginx, and one that waits in
+ * accept.
  */
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
+import { seize, takeOver } from "../../mod.ts";
 import { binaries, commandFor, root } from "../support/binaries.mjs";
 import { assertServes, whoServes } from "../support/http.ts";
 import { freePort, Scratch, sleep, startLoad, summaryOf } from "../support/relay.ts";
@@ -40,6 +43,23 @@ async function startPython(env: Record<string, string>): Promise<Server> {
   await server.event("ready");
   return server;
 }
+
+/** A server that does nothing but accept: a thread for each connection, and an end at anything that is none. */
+const acceptingProgram = `
+import json, os, socket, threading
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(os.environ["PORT"])))
+listener.listen(4096)
+print(json.dumps({"event": "ready", "pid": os.getpid()}), flush=True)
+body = json.dumps({"pid": os.getpid(), "runtime": "python", "generation": 0}).encode()
+def serve(connection):
+    connection.recv(10000)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+    connection.close()
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+`;
 
 /** nginx with two workers; it says nothing when it listens. */
 async function startNginx({ PORT }: { readonly PORT: string }, folder: string): Promise<Server> {
@@ -115,11 +135,11 @@ test("seize replaces an unmodified Node server, and no request is lost", async (
 });
 
 test("seize replaces an unmodified Python server, which has no epoll, and no request is lost", withPython, async () => {
-  await replacesUnderLoad(startPython);
+  await replacesUnderLoad(startPython, { ALLOW_BLOCKING: "1" });
 });
 
 test("seize replaces a Python server with forked workers, and no request is lost", withPython, async () => {
-  await replacesUnderLoad(({ PORT }) => startPython({ PORT, WORKERS: "2" }));
+  await replacesUnderLoad(({ PORT }) => startPython({ PORT, WORKERS: "2" }), { ALLOW_BLOCKING: "1" });
 });
 
 test("seize replaces an unmodified nginx, which drains on SIGQUIT, and no request is lost", withNginx, async () => {
@@ -128,4 +148,35 @@ test("seize replaces an unmodified nginx, which drains on SIGQUIT, and no reques
 
 test("seize replaces a Node server whose answers take 100 ms, and no request is lost", async () => {
   await replacesUnderLoad(({ PORT }) => startNode({ PORT, SLOW_MS: "100" }));
+});
+
+test("seize replaces a server that waits in accept, retired first, and no request is lost", withPython, async () => {
+  using scratch = new Scratch();
+  const port = await freePort();
+  await using old = new Server("node", "", { PORT: String(port) }, ["python3", "-c", acceptingProgram]);
+  await old.event("ready");
+  const load = startLoad({ port, seconds: loadSeconds, freshPerSecond: 30 });
+  await sleep(300);
+  const seized = await seize({ pid: old.pid, port, name: "web" });
+  await sleep(300);
+  const { connections } = await seized.retire();
+  const takeover = await takeOver(join(scratch.path, "takeover.sock"), { inherit: seized.sockets, notify: false });
+  const body = JSON.stringify({ pid: process.pid, runtime: "node", generation: 1 });
+  const server = createServer(takeover.requestListener((_, response) => void response.end(body)));
+  try {
+    await takeover.listen("web", { port }, (at) => server.listen(at));
+    await takeover.ready();
+    await sleep(300);
+  } finally {
+    load.stop();
+    await load.report;
+    await takeover.close();
+    server.close();
+  }
+  const report = await load.report;
+  console.log(summaryOf(report));
+  assert.deepEqual(report.failures, {});
+  assert.equal(connections, 0);
+  assert.equal(await old.ended, "SIGKILL");
+  assert.equal(Object.keys(report.byServer).length, 2, "both answered");
 });

@@ -1,0 +1,358 @@
+/**
+ * Connections leave the incumbent: batch by batch, each answered before it is
+ * given up. At any moment every connection has one owner, whoever dies.
+ *
+ * ```text
+ * frozen   nobody reads or writes it; it is this process's
+ * kept     the successor has it, and has said so
+ * yours    this process has let go of it: it is the successor's
+ * ```
+ *
+ * A process that gives up says `back` before it reads on; a successor that
+ * sees the connection end without it knows that the incumbent is dead, and that
+ * what it has received is its own.
+ *
+ * @module
+ */
+
+import { batchChannel } from "./batch.ts";
+import type { Conversation } from "./conversation.ts";
+import { encodeFrame } from "./frame.ts";
+import { type Kept, type Party, parseKept, parseTakes, refusalOf } from "./move_messages.ts";
+import type { Census, Frozen, Source } from "../connections/movable.ts";
+import type { FdChannel } from "../channels/fd_channel.ts";
+import { PeerLostError, TakeoverError } from "../errors.ts";
+import type { Limits } from "../limits.ts";
+import type { Runtime } from "../runtime.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { duplicate } from "../sockets/socket.ts";
+
+/** Where connections go out: an endpoint's, of one kind. */
+export interface Exit extends Party {
+  readonly source: Source;
+}
+
+/** How far a move has come. */
+export interface Progress {
+  /** Connections that are the successor's. */
+  readonly moved: number;
+  /** Those that it did not take; they go on here. */
+  readonly refused: number;
+  /** Those that stay here until they end, by reason. */
+  readonly draining: Readonly<Record<string, number>>;
+  /** Those that may still move. */
+  readonly remaining: number;
+  /** Moved a second, since the first. */
+  readonly rate: number;
+  /** Milliseconds until nothing remains, at that rate; null while there is no rate. */
+  readonly estimateMs: number | null;
+}
+
+/** One batch on its way. */
+interface Batch {
+  readonly number: number;
+  readonly size: number;
+  readonly connections: readonly Frozen[];
+  readonly sentAt: number;
+}
+
+/** How many batches may wait for their answers, and with how many bytes: what goes into a socket at once, `back` included. */
+const inFlightCount = 2;
+const inFlightSize = 64 * 1024;
+
+/** What a batch carries beside its descriptors, as far as several connections share it. */
+const batchSize = 256 * 1024;
+
+/** How often those are asked that could not go before. */
+const askAgainMs = 10;
+
+/** How often progress is told of. */
+const progressMs = 100;
+
+/** The incumbent's side of the connections' way. */
+export class Departures {
+  readonly #limits: Limits;
+  readonly #countLimit: number;
+  readonly #conversation: Conversation;
+  readonly #channel: FdChannel;
+  readonly #exits: () => readonly Exit[];
+  readonly #tell: (progress: Progress) => void;
+  readonly #outstanding: Batch[] = [];
+  #started = new Set<Source>();
+  #taken: readonly Party[] = [];
+  #room = 0;
+  #nextNumber = 0;
+  #turn = 0;
+  #moved = 0;
+  #refused = 0;
+  #firstAt = 0;
+  #toldAt = 0;
+  #lastChanceAt = Infinity;
+  /** Why it ends; undefined while it goes on. */
+  #end: { readonly error: unknown } | undefined;
+  #wake: () => void = () => {};
+  /** Resolves when it has ended and every connection that is left goes on here. */
+  readonly ended: Promise<void>;
+
+  /**
+   * @param conversation The second connection, on which nothing was said since its join.
+   * @param exits What there is to move, as of now.
+   * @param tell Hears of progress, at most ten times a second, and of the end.
+   */
+  constructor(
+    runtime: Runtime,
+    limits: Limits,
+    conversation: Conversation,
+    exits: () => readonly Exit[],
+    tell: (progress: Progress) => void,
+  ) {
+    this.#limits = limits;
+    this.#countLimit = runtime.abi.descriptorsPerMessage;
+    this.#conversation = conversation;
+    // The runtime closes its own descriptor when the other side goes, and the number may be another's then.
+    const copy = new OwnedDescriptor(runtime, duplicate(runtime, conversation.stream.descriptor));
+    this.#channel = batchChannel(runtime, copy.number);
+    this.#exits = exits;
+    this.#tell = tell;
+    conversation.stream.keepAlive(false);
+    this.ended = this.#run().finally(() => {
+      this.#channel.close();
+      copy[Symbol.dispose]();
+    });
+  }
+
+  /** How far it has come. */
+  get progress(): Progress {
+    const censuses = this.#exits().filter((exit) => this.#isTaken(exit)).map(({ source }) => source.census());
+    const seconds = (performance.now() - this.#firstAt) / 1_000;
+    const rate = this.#moved > 0 && seconds > 0 ? this.#moved / seconds : 0;
+    const remaining = sum(censuses.map(({ waiting }) => waiting));
+    return {
+      moved: this.#moved,
+      refused: this.#refused,
+      draining: added(censuses),
+      remaining,
+      rate: Math.round(rate),
+      estimateMs: rate > 0 ? Math.round(remaining / rate * 1_000) : null,
+    };
+  }
+
+  /** What waits for a better moment only goes at that time, in milliseconds from now. */
+  hurry(inMs: number): void {
+    this.#lastChanceAt = Date.now() + inMs;
+    this.#wake();
+  }
+
+  /**
+   * Ends it: what has not been given up goes on here.
+   *
+   * @param error Why; undefined when there is nothing left to do.
+   */
+  stop(error?: unknown): Promise<void> {
+    this.#end ??= { error };
+    this.#wake();
+    return this.ended;
+  }
+
+  async #run(): Promise<void> {
+    void this.#listen();
+    try {
+      while (!this.#end) {
+        const batch = this.#mayFreeze() ? this.#freeze() : null;
+        if (batch) await this.#send(batch.party, batch.connections);
+        else await this.#something();
+        this.#tellSometimes();
+      }
+    } catch (error) {
+      this.#end = { error };
+    }
+    this.#giveBack(this.#end.error);
+    this.#conversation.end();
+    this.#tell(this.progress);
+  }
+
+  /** Takes in what the successor says. */
+  async #listen(): Promise<void> {
+    try {
+      for (;;) {
+        const head = await this.#conversation.receive(0, "keptMs");
+        if (head.type === "takes") this.#take(parseTakes(head, this.#limits));
+        else this.#letGo(parseKept(head, this.#outstanding[0]?.connections.length ?? 0));
+        this.#wake();
+      }
+    } catch (error) {
+      this.#end ??= { error };
+      this.#wake();
+    }
+  }
+
+  #take({ room, parties }: { room: number; parties: readonly Party[] }): void {
+    this.#room = room;
+    this.#taken = parties;
+    for (const exit of this.#exits()) this.#start(exit);
+  }
+
+  #start(exit: Exit): void {
+    if (this.#started.has(exit.source) || !this.#isTaken(exit)) return;
+    this.#started.add(exit.source);
+    exit.source.start(() => this.#wake());
+  }
+
+  #isTaken({ name, kind }: Party): boolean {
+    return this.#taken.some((party) => party.name === name && party.kind === kind);
+  }
+
+  #mayFreeze(): boolean {
+    const size = sum(this.#outstanding.map((batch) => batch.size));
+    const count = sum(this.#outstanding.map(({ connections }) => connections.length));
+    return this.#outstanding.length < inFlightCount && (this.#outstanding.length === 0 || size < inFlightSize) &&
+      this.#room - count > 0;
+  }
+
+  /** The next connections that can go, all of one party; every party has its turn. */
+  #freeze(): { readonly party: Exit; readonly connections: readonly Frozen[] } | null {
+    const exits = this.#exits().filter((exit) => this.#isTaken(exit));
+    for (let tried = 0; tried < exits.length; tried++) {
+      const party = exits[this.#turn++ % exits.length]!;
+      this.#start(party);
+      const connections = this.#frozenOf(party);
+      if (connections.length > 0) return { party, connections };
+    }
+    return null;
+  }
+
+  #frozenOf({ source }: Exit): Frozen[] {
+    const room = this.#room - sum(this.#outstanding.map(({ connections }) => connections.length));
+    const limit = Math.min(this.#countLimit, room);
+    const frozen: Frozen[] = [];
+    let size = 0;
+    for (const movable of source.ready(limit, Date.now() >= this.#lastChanceAt)) {
+      const connection = movable.freeze();
+      if (!connection) continue;
+      const tooLarge = this.#tooLarge(connection);
+      if (tooLarge) {
+        connection.thaw(tooLarge);
+        this.#refused++;
+        continue;
+      }
+      frozen.push(connection);
+      size += connection.unread.length + stateSize(connection);
+      if (size >= batchSize) break;
+    }
+    return frozen;
+  }
+
+  #tooLarge(connection: Frozen): TakeoverError | null {
+    const { unreadSize, stateSize: limit } = this.#limits;
+    const size = stateSize(connection);
+    const what = connection.unread.length > unreadSize
+      ? `${connection.unread.length} bytes have been read from it, expected at most ${unreadSize} (limit unreadSize)`
+      : size > limit
+      ? `its state has ${size} bytes, expected at most ${limit} (limit stateSize)`
+      : null;
+    return what === null ? null : new TakeoverError("ERR_TAKEOVER_LIMIT", `Cannot move a connection: ${what}`);
+  }
+
+  async #send({ name, kind }: Party, connections: readonly Frozen[]): Promise<void> {
+    const head = {
+      type: "move",
+      number: this.#nextNumber++,
+      name,
+      kind,
+      connections: connections.map(({ cookie, state, unread }) => ({ cookie, state, unread: unread.length })),
+    };
+    const frame = encodeFrame(head, concatenated(connections.map(({ unread }) => unread)));
+    this.#firstAt ||= performance.now();
+    this.#outstanding.push({ number: head.number, size: frame.length, connections, sentAt: Date.now() });
+    await this.#channel.send(frame, connections.map(({ descriptor }) => descriptor), { timeoutMs: this.#limits.keptMs });
+  }
+
+  /** The successor has kept a batch: the connections are its own once it knows that this process has let go. */
+  #letGo({ number, room, refused }: Kept): void {
+    const batch = this.#outstanding[0];
+    if (batch?.number !== number) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_PROTOCOL",
+        `Cannot go on: expected ${batch ? `batch ${batch.number}` : "no batch"} to be answered, batch ${number} was`,
+      );
+    }
+    this.#outstanding.shift();
+    this.#room = room;
+    // What is sent is sent at once, and in order; whatever keeps it from going out ends everything.
+    this.#channel.send(encodeFrame({ type: "yours", number }), [], { timeoutMs: this.#limits.keptMs })
+      .catch((error) => void this.stop(error));
+    const refusals = new Map(refused.map((refusal) => [refusal.index, refusal]));
+    for (const [index, connection] of batch.connections.entries()) {
+      const refusal = refusals.get(index);
+      if (refusal) connection.thaw(refusalOf(refusal));
+      else connection.leave();
+    }
+    this.#refused += refused.length;
+    this.#moved += batch.connections.length - refused.length;
+  }
+
+  /** Says that everything that is not given up stays, and only then reads on. */
+  #giveBack(error: unknown): void {
+    const why = error ?? new PeerLostError("The time for moving connections is over");
+    const type = this.#outstanding.length > 0 ? "back" : "done";
+    if (!(error instanceof PeerLostError)) void this.#channel.send(encodeFrame({ type }), [], { timeoutMs: 1 }).catch(() => {});
+    for (const { connections } of this.#outstanding.splice(0)) {
+      for (const connection of connections) connection.thaw(why);
+    }
+    for (const source of this.#started) source.stop();
+    this.#started = new Set();
+  }
+
+  /** Waits for an answer, for a connection that may go, or a little. */
+  async #something(): Promise<void> {
+    const oldest = this.#outstanding[0];
+    if (oldest && Date.now() - oldest.sentAt > this.#limits.keptMs) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_TIMEOUT",
+        `Waited ${this.#limits.keptMs} ms for the successor to keep ${oldest.connections.length} connections ` +
+          "(limit keptMs): it is stopped, busy or stuck; they stay here",
+      );
+    }
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, askAgainMs);
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.#wake = () => {};
+  }
+
+  #tellSometimes(): void {
+    if (this.#moved + this.#refused === 0 || Date.now() - this.#toldAt < progressMs) return;
+    this.#toldAt = Date.now();
+    this.#tell(this.progress);
+  }
+}
+
+function stateSize({ state }: Frozen): number {
+  // Most have none, or a few numbers.
+  return state === null ? 4 : new TextEncoder().encode(JSON.stringify(state)).length;
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((total, number) => total + number, 0);
+}
+
+function added(censuses: readonly Census[]): Record<string, number> {
+  const all: Record<string, number> = {};
+  for (const { staying } of censuses) {
+    for (const [reason, count] of Object.entries(staying)) all[reason] = (all[reason] ?? 0) + count;
+  }
+  return all;
+}
+
+function concatenated(parts: readonly Uint8Array[]): Uint8Array {
+  const bytes = new Uint8Array(sum(parts.map(({ length }) => length)));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
+}

@@ -1,0 +1,97 @@
+/**
+ * Sockets into the servers of this process: endpoints into the application's,
+ * the control socket into the runtime's own.
+ *
+ * @module
+ */
+
+import type { EndpointAddress } from "../sockets/address.ts";
+import { bindEndpoint, type Unopened } from "./binding.ts";
+import type { ControlListener, ControlStream, Runtime } from "../runtime.ts";
+import { Endpoint } from "../natives/endpoint.ts";
+import { type ForeignSockets, serves } from "./foreign_sockets.ts";
+import type { Limits } from "../limits.ts";
+import { adopt } from "../natives/graft.ts";
+import { owning } from "../sockets/descriptors.ts";
+import type { OwnPaths } from "./own_paths.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import type { Succession } from "./successor.ts";
+
+/** Where the sockets of endpoints come from. */
+export interface Sources {
+  readonly runtime: Runtime;
+  readonly limits: Limits;
+  readonly succession: Succession | null;
+  readonly foreign: ForeignSockets;
+  /** What has a path is noted there. */
+  readonly paths: OwnPaths;
+}
+
+/** An endpoint in its server, paused where that is possible. */
+export interface Opened<T> {
+  /** What the application's callback returned. */
+  readonly native: T;
+  readonly endpoint: Endpoint;
+  /** Whether nobody had its socket before. */
+  readonly isNew: boolean;
+}
+
+/**
+ * Opens an endpoint: with the incumbent's socket of that name, else one from
+ * elsewhere, else a new one.
+ *
+ * @param wanted The address, resolved.
+ * @param address The same as the application gave it.
+ * @throws As `Takeover.listen`.
+ */
+export async function openEndpoint<T>(
+  { runtime, limits, succession, foreign, paths }: Sources,
+  name: string,
+  wanted: SocketAddress,
+  address: EndpointAddress,
+  open: (at: never) => T,
+): Promise<Opened<Awaited<T>>> {
+  const found = succession?.endpoints.get(name);
+  const isInherited = found !== undefined && serves(runtime, found, wanted);
+  if (isInherited) succession!.endpoints.delete(name);
+  const given = isInherited ? found : foreign.claim(name, wanted);
+  const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, succession?.endpoints);
+  paths.take(identity.address);
+  const adopted = await owning(descriptor, (owned) => adopt(runtime, limits, name, owned, identity, open));
+  const { native, descriptor: held, registrations } = adopted;
+  const endpoint = new Endpoint(runtime, {
+    kind: "listener",
+    name,
+    descriptor: held,
+    identity,
+    registrations,
+    paused: registrations.length > 0,
+    isSupervised: given?.isSupervised === true,
+  });
+  return { native, endpoint, isNew: given === null };
+}
+
+/** The control socket, which accepts from here on. */
+export interface OpenedControl {
+  readonly listener: ControlListener;
+  readonly endpoint: Endpoint;
+}
+
+/** Gives the control socket to the runtime. */
+export async function openControl(
+  runtime: Runtime,
+  { descriptor, identity }: Unopened,
+  accept: (stream: ControlStream) => void,
+): Promise<OpenedControl> {
+  const listener = await runtime.adoptListener(descriptor.take(), accept);
+  const endpoint = new Endpoint(runtime, {
+    kind: "control",
+    name: "",
+    descriptor: listener.descriptor,
+    identity,
+    registrations: [],
+    paused: false,
+    isSupervised: false,
+  });
+  return { listener, endpoint };
+}
