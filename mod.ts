@@ -34,7 +34,13 @@ export { adoptConnection, adoptDatagram, adoptListener, describe, descriptorOf, 
 export { inheritedDescriptors, openNotifier, seize, serveToHaproxy, socketsFromHaproxy } from "./api/foreign.ts";
 
 export { Takeover } from "./src/handover/takeover.ts";
-export type { TakeoverOptions } from "./src/handover/options.ts";
+export type { StateOptions, TakeoverOptions } from "./src/handover/options.ts";
+export { RawConnections } from "./src/connections/raw.ts";
+export type { ConnectionsOptions, Luggage, Moved, Served } from "./src/connections/raw.ts";
+export type { Json } from "./src/connections/movable.ts";
+export type { Progress } from "./src/handover/departures.ts";
+export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
+export type { OfferedState } from "./src/handover/messages.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";

@@ -66,6 +66,8 @@ export const functions = {
   fcntl: { parameters: ["int", "int", "int"], result: "int", fixed: 2 },
   /** `int open(const char *path, int flags, ...)` */
   open: { parameters: ["bytes", "int", "int"], result: "int", fixed: 2 },
+  /** `int ioctl(int fd, unsigned long request, ...)` */
+  ioctl: { parameters: ["int", "unsigned", "bytes"], result: "int", fixed: 2 },
   /** `ssize_t read(int fd, void *buffer, size_t size)` */
   read: { parameters: ["int", "bytes", "size_t"], result: "ssize_t" },
   /** `ssize_t write(int fd, const void *buffer, size_t size)` */

@@ -21,6 +21,7 @@ import { encodeFrame } from "./frame.ts";
 import { type Kept, type Party, parseKept, parseTakes, refusalOf } from "./move_messages.ts";
 import type { Census, Frozen, Source } from "../connections/movable.ts";
 import type { FdChannel } from "../channels/fd_channel.ts";
+import type { SendOptions } from "../channels/sending.ts";
 import { PeerLostError, TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
@@ -42,7 +43,7 @@ export interface Progress {
   readonly draining: Readonly<Record<string, number>>;
   /** Those that may still move. */
   readonly remaining: number;
-  /** Moved a second, since the first. */
+  /** Moved a second, from the first to the last so far. */
   readonly rate: number;
   /** Milliseconds until nothing remains, at that rate; null while there is no rate. */
   readonly estimateMs: number | null;
@@ -86,7 +87,9 @@ export class Departures {
   #moved = 0;
   #refused = 0;
   #firstAt = 0;
+  #lastAt = 0;
   #toldAt = 0;
+  #toldCount = 0;
   #lastChanceAt = Infinity;
   /** Why it ends; undefined while it goes on. */
   #end: { readonly error: unknown } | undefined;
@@ -124,8 +127,8 @@ export class Departures {
   /** How far it has come. */
   get progress(): Progress {
     const censuses = this.#exits().filter((exit) => this.#isTaken(exit)).map(({ source }) => source.census());
-    const seconds = (performance.now() - this.#firstAt) / 1_000;
-    const rate = this.#moved > 0 && seconds > 0 ? this.#moved / seconds : 0;
+    const seconds = Math.max(1, this.#lastAt - this.#firstAt) / 1_000;
+    const rate = this.#moved / seconds;
     const remaining = sum(censuses.map(({ waiting }) => waiting));
     return {
       moved: this.#moved,
@@ -203,9 +206,8 @@ export class Departures {
   }
 
   #mayFreeze(): boolean {
-    const size = sum(this.#outstanding.map((batch) => batch.size));
     const count = sum(this.#outstanding.map(({ connections }) => connections.length));
-    return this.#outstanding.length < inFlightCount && (this.#outstanding.length === 0 || size < inFlightSize) &&
+    return this.#outstanding.length < inFlightCount && this.#inFlightSize < inFlightSize &&
       this.#room - count > 0;
   }
 
@@ -226,20 +228,28 @@ export class Departures {
     const limit = Math.min(this.#countLimit, room);
     const frozen: Frozen[] = [];
     let size = 0;
-    for (const movable of source.ready(limit, Date.now() >= this.#lastChanceAt)) {
-      const connection = movable.freeze();
-      if (!connection) continue;
-      const tooLarge = this.#tooLarge(connection);
-      if (tooLarge) {
-        connection.thaw(tooLarge);
-        this.#refused++;
-        continue;
+    try {
+      for (const movable of source.ready(limit, Date.now() >= this.#lastChanceAt)) {
+        const connection = this.#checked(movable.freeze());
+        if (!connection) continue;
+        frozen.push(connection);
+        size += connection.unread.length + stateSize(connection);
+        if (size >= batchSize) break;
       }
-      frozen.push(connection);
-      size += connection.unread.length + stateSize(connection);
-      if (size >= batchSize) break;
+      return frozen;
+    } catch (error) {
+      for (const connection of frozen) connection.thaw(error);
+      throw error;
     }
-    return frozen;
+  }
+
+  /** One that carries too much stays. */
+  #checked(connection: Frozen | null): Frozen | null {
+    const error = connection && this.#tooLarge(connection);
+    if (!error) return connection;
+    this.#refused++;
+    connection.thaw(error);
+    return null;
   }
 
   #tooLarge(connection: Frozen): TakeoverError | null {
@@ -262,9 +272,21 @@ export class Departures {
       connections: connections.map(({ cookie, state, unread }) => ({ cookie, state, unread: unread.length })),
     };
     const frame = encodeFrame(head, concatenated(connections.map(({ unread }) => unread)));
-    this.#firstAt ||= performance.now();
-    this.#outstanding.push({ number: head.number, size: frame.length, connections, sentAt: Date.now() });
-    await this.#channel.send(frame, connections.map(({ descriptor }) => descriptor), { timeoutMs: this.#limits.keptMs });
+    this.#firstAt ||= Date.now();
+    const batch = { number: head.number, size: frame.length, connections, sentAt: Date.now() };
+    this.#outstanding.push(batch);
+    // One that the socket does not take whole may be cut by the end, and then nothing else may be in flight.
+    while (this.#outstanding[0] !== batch && this.#inFlightSize > inFlightSize && !this.#end) await this.#something();
+    if (this.#end) return;
+    await this.#channel.send(frame, connections.map(({ descriptor }) => descriptor), this.#sending);
+  }
+
+  get #inFlightSize(): number {
+    return sum(this.#outstanding.map(({ size }) => size));
+  }
+
+  get #sending(): SendOptions {
+    return { timeoutMs: this.#limits.keptMs };
   }
 
   /** The successor has kept a batch: the connections are its own once it knows that this process has let go. */
@@ -279,16 +301,16 @@ export class Departures {
     this.#outstanding.shift();
     this.#room = room;
     // What is sent is sent at once, and in order; whatever keeps it from going out ends everything.
-    this.#channel.send(encodeFrame({ type: "yours", number }), [], { timeoutMs: this.#limits.keptMs })
-      .catch((error) => void this.stop(error));
+    this.#channel.send(encodeFrame({ type: "yours", number }), [], this.#sending).catch((error) => void this.stop(error));
+    this.#refused += refused.length;
+    this.#moved += batch.connections.length - refused.length;
+    this.#lastAt = Date.now();
     const refusals = new Map(refused.map((refusal) => [refusal.index, refusal]));
     for (const [index, connection] of batch.connections.entries()) {
       const refusal = refusals.get(index);
       if (refusal) connection.thaw(refusalOf(refusal));
       else connection.leave();
     }
-    this.#refused += refused.length;
-    this.#moved += batch.connections.length - refused.length;
   }
 
   /** Says that everything that is not given up stays, and only then reads on. */
@@ -324,8 +346,10 @@ export class Departures {
   }
 
   #tellSometimes(): void {
-    if (this.#moved + this.#refused === 0 || Date.now() - this.#toldAt < progressMs) return;
+    const count = this.#moved + this.#refused;
+    if (count === this.#toldCount || Date.now() - this.#toldAt < progressMs) return;
     this.#toldAt = Date.now();
+    this.#toldCount = count;
     this.#tell(this.progress);
   }
 }

@@ -6,7 +6,8 @@
 
 import { messageOf, SystemError, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
 import type { Peer } from "./messages.ts";
-import type { Drained } from "./drain.ts";
+import type { Progress } from "./departures.ts";
+import type { ConnectionCounts, DrainOutcome } from "./moves.ts";
 
 /** What became of one hand-over, as either side reports it. */
 export interface Outcome {
@@ -22,6 +23,8 @@ export interface Outcome {
   readonly unclaimed: readonly string[];
   /** From ready to settled, in milliseconds. */
   readonly leaseMs: number;
+  /** Connections, as of now; more may move until the incumbent has drained. */
+  readonly connections: ConnectionCounts;
 }
 
 /** The events of a takeover, by type. */
@@ -37,7 +40,11 @@ export interface TakeoverEvents {
   /** The lease with a successor has ended: this process has closed its copies. */
   readonly released: Outcome;
   /** The connections of a released or closed process have ended, or its time was up. */
-  readonly drained: Drained;
+  readonly drained: DrainOutcome;
+  /** Connections move to the successor; told at most ten times a second, and at the end. */
+  readonly progress: Progress;
+  /** A connection that came could not be served, or the incumbent broke the protocol while they came. */
+  readonly unserved: { readonly code: string; readonly message: string };
   /** A successor was refused, or lost before it was ready; this process served on. */
   readonly abandoned: { readonly code: TakeoverErrorCode | string; readonly message: string };
   /** The service manager could not be told what it should hear; nothing else has changed. */

@@ -15,7 +15,7 @@ import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
-import { type Hello, type OfferedEndpoint, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
+import { type Hello, type OfferedEndpoint, type OfferedState, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
 import { commonVersion, versions } from "./protocol.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
 import { duplicate } from "../sockets/socket.ts";
@@ -40,6 +40,10 @@ export interface IncumbentHost {
   greeted(): void;
   /** Ready: stop accepting on the control socket and what is claimed. */
   lease(to: Peer, claimed: readonly string[]): void;
+  /** Connections may move to the successor; the second connection is taken. */
+  move(second: Conversation): void;
+  /** What the application gives its successor. */
+  state(): OfferedState | null;
   /** The successor was lost after ready: accept again. */
   resume(to: Peer, error: unknown): void;
   /** Settled, and the successor does not know it yet. */
@@ -55,8 +59,8 @@ interface Session {
   readonly hello: Hello;
   readonly conversation: Conversation;
   /** Resolves with the second connection. */
-  readonly joined: Promise<ControlStream>;
-  join(stream: ControlStream): void;
+  readonly joined: Promise<Conversation>;
+  join(second: Conversation): void;
   isJoined: boolean;
 }
 
@@ -116,7 +120,7 @@ export class Incumbent {
       // Connections that were accepted before outlive this process's part. One
       // that is lost meets whoever answers on the path now.
       if (this.#closed) return conversation.destroy();
-      if (head.type === "join") this.#join(head, stream);
+      if (head.type === "join") this.#join(head, conversation);
       else await this.#handOver(parseHello(head, limits), conversation);
     } catch (error) {
       conversation.refuse(error);
@@ -126,33 +130,38 @@ export class Incumbent {
     }
   }
 
-  #join(head: FrameHead, stream: ControlStream): void {
+  #join(head: FrameHead, second: Conversation): void {
     const { token } = parseJoin(head);
     const session = this.#session;
     if (session?.hello.token !== token || session.isJoined) {
       throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", "Cannot join: the token is of no hand-over that waits for it");
     }
     session.isJoined = true;
-    session.join(stream);
+    session.join(second);
   }
 
   async #handOver(hello: Hello, conversation: Conversation): Promise<void> {
     const endpoints = this.#host.endpoints();
     const version = this.#agree(hello, endpoints);
-    let join = (_stream: ControlStream) => {};
-    const joined = new Promise<ControlStream>((resolve) => join = resolve);
+    let join = (_second: Conversation) => {};
+    const joined = new Promise<Conversation>((resolve) => join = resolve);
     const session: Session = { hello, conversation, joined, join, isJoined: false };
     this.#session = session;
     this.#host.greeted();
+    let second: Conversation | null = null;
     try {
-      await this.#offer(session, version, endpoints);
+      second = await this.#offer(session, version, endpoints);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
       checkNames(claimed, endpoints, "claims");
-      await this.#lease(session, claimed);
+      const moving = hello.moves ? second : null;
+      if (moving) second = null;
+      await this.#lease(session, claimed, moving);
     } finally {
       this.#session = null;
-      void joined.then((stream) => stream.destroy());
+      // A second connection that comes too late has nobody, either.
+      if (second) second.destroy();
+      else if (!session.isJoined) void joined.then((late) => late.destroy());
     }
   }
 
@@ -190,7 +199,12 @@ export class Incumbent {
     return version;
   }
 
-  async #offer({ hello, conversation, joined }: Session, version: number, endpoints: readonly Endpoint[]): Promise<void> {
+  /** Gives the second connection, over which everything has gone that was offered. */
+  async #offer(
+    { hello, conversation, joined }: Session,
+    version: number,
+    endpoints: readonly Endpoint[],
+  ): Promise<Conversation> {
     const { runtime, limits, generation } = this.#host;
     conversation.send({
       type: "offer",
@@ -199,11 +213,14 @@ export class Incumbent {
       runtime: `${runtime.name} ${runtime.version}`,
       generation,
       endpoints: endpoints.map(manifestEntry),
+      moves: hello.moves,
+      state: this.#host.state(),
     } as { type: string });
     const either = Promise.race([joined, conversation.failed]);
-    const stream = await within(either, limits.helloMs, "helloMs", "the successor's second connection");
+    const second = await within(either, limits.helloMs, "helloMs", "the successor's second connection");
     // The runtime closes its descriptor when the successor does, and the number may be another socket's then.
-    const copy = new OwnedDescriptor(runtime, duplicate(runtime, stream.descriptor));
+    const copy = new OwnedDescriptor(runtime, duplicate(runtime, second.stream.descriptor));
+    let isSent = false;
     try {
       const channel = batchChannel(runtime, copy.number);
       const batches = batchesOf(endpoints, runtime.abi.descriptorsPerMessage);
@@ -221,19 +238,23 @@ export class Incumbent {
           );
         }
       }
+      if (!hello.moves) second.destroy();
+      isSent = true;
+      return second;
     } finally {
       copy[Symbol.dispose]();
-      stream.destroy();
+      if (!isSent) second.destroy();
     }
   }
 
   /** From ready to settled: everything can still be undone. */
-  async #lease({ hello, conversation }: Session, claimed: readonly string[]): Promise<void> {
+  async #lease({ hello, conversation }: Session, claimed: readonly string[], moving: Conversation | null): Promise<void> {
     const { generation, limits } = this.#host;
     const to: Peer = { pid: hello.pid, runtime: hello.runtime, generation: generation + 1 };
     this.#host.lease(to, claimed);
     try {
       conversation.send({ type: "lease", silenceMs: limits.silenceMs } as { type: string });
+      if (moving) this.#host.move(moving);
       while ((await this.#stillAlive(conversation)).type !== "settled");
     } catch (error) {
       // This process ends: the successor serves, there is nothing to resume.

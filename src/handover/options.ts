@@ -4,7 +4,10 @@
  * @module
  */
 
+import type { Json } from "../connections/movable.ts";
+import { TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
+import type { OfferedState } from "./messages.ts";
 import type { PassedDescriptor } from "./foreign_sockets.ts";
 
 /** How to take over. */
@@ -31,4 +34,34 @@ export interface TakeoverOptions {
    * out. Names of endpoints are then printable ASCII without colons.
    */
   readonly store?: boolean;
+  /** What a successor finds in `takeover.state`: counters and the like. */
+  readonly state?: StateOptions;
+}
+
+/** What a process gives its successor, beside its sockets. */
+export interface StateOptions {
+  /** The application's own number for the shape of the value; the successor looks at it before it uses the value. */
+  readonly version: number;
+  /** Called when a successor asks, while this process still serves. At most `stateSize` bytes of JSON. */
+  save(): Json;
+}
+
+/**
+ * What the application gives a successor.
+ *
+ * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` when it is too large, or cannot
+ *   be sent as JSON: the successor is refused, and this process serves on.
+ */
+export function stateOf({ state }: TakeoverOptions, { stateSize }: Limits): OfferedState | null {
+  if (!state) return null;
+  const value = state.save();
+  const size = new TextEncoder().encode(JSON.stringify(value) ?? "").length;
+  if (size > 0 && size <= stateSize && Number.isSafeInteger(state.version) && state.version >= 0) {
+    return { version: state.version, value };
+  }
+  throw new TakeoverError(
+    "ERR_TAKEOVER_LIMIT",
+    `Cannot give a successor a state of version ${state.version} with ${size} bytes of JSON: expected a version ` +
+      `from 0 on, and 1 to ${stateSize} bytes (limit stateSize)`,
+  );
 }

@@ -8,17 +8,18 @@
  * @module
  */
 
-import { batchChannel, batchesOf, receiveBatch } from "./batch.ts";
+import { batchesOf, receiveBatch } from "./batch.ts";
 import type { Unopened } from "./binding.ts";
-import type { FdChannel } from "../channels/fd_channel.ts";
+import { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
+import { canPause } from "../sockets/event_loop.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { connectPath } from "../sockets/listener.ts";
-import { type Offer, type OfferedEndpoint, parseBatch, parseLease, parseOffer, type Peer } from "./messages.ts";
+import { type Offer, type OfferedEndpoint, type OfferedState, parseBatch, parseLease, parseOffer, type Peer } from "./messages.ts";
 import { versions } from "./protocol.ts";
 import type { Runtime } from "../runtime.ts";
 import { formatAddress, sameAddress } from "../c/sockaddr.ts";
@@ -49,11 +50,23 @@ export class Succession {
   readonly control: Unopened;
   /** The other sockets by name; an entry is taken out by whoever opens it. */
   readonly endpoints: Map<string, Unopened>;
+  /** What the incumbent's application gave. */
+  readonly state: OfferedState | null;
   readonly #conversation: Conversation;
   readonly #limits: Limits;
+  /** On which connections come; null where none do. */
+  #second: FdChannel | null;
   #leaseEnd: Promise<void> = Promise.resolve();
 
-  private constructor(offer: Offer, sockets: readonly Unopened[], conversation: Conversation, limits: Limits) {
+  private constructor(
+    offer: Offer,
+    sockets: readonly Unopened[],
+    conversation: Conversation,
+    second: FdChannel | null,
+    limits: Limits,
+  ) {
+    this.state = offer.state;
+    this.#second = second;
     this.from = { pid: offer.pid, runtime: offer.runtime, generation: offer.generation };
     this.control = sockets[0]!;
     this.endpoints = new Map(sockets.slice(1).map((socket, index) => [offer.endpoints[index + 1]!.name, socket]));
@@ -87,11 +100,12 @@ export class Succession {
         runtime: `${runtime.name} ${runtime.version}`,
         room: Math.max(0, freeDescriptorCount(runtime)),
         require: options.require,
+        moves: canPause(runtime),
       } as { type: string });
       const offer = parseOffer(await conversation.receive(limits.offerMs, "offerMs"), limits);
       checkVersion(offer);
-      await receiveSockets(offer, conversation, token, options, sockets);
-      return new Succession(offer, sockets, conversation, limits);
+      const second = await receiveSockets(offer, conversation, token, options, sockets);
+      return new Succession(offer, sockets, conversation, second, limits);
     } catch (error) {
       disposeAll(sockets.map(({ descriptor }) => descriptor));
       conversation.refuse(error);
@@ -149,6 +163,13 @@ export class Succession {
     conversation.end();
   }
 
+  /** The connection on which connections come, once; the caller closes it. */
+  takeSecond(): FdChannel | null {
+    const second = this.#second;
+    this.#second = null;
+    return second;
+  }
+
   /** Gives up: the incumbent goes on, or accepts again. Closes what was not opened. */
   abort(error: unknown): void {
     this.#conversation.refuse(error);
@@ -157,6 +178,7 @@ export class Succession {
 
   /** Closes what was not opened; nothing can be claimed after it. */
   [Symbol.dispose](): void {
+    this.takeSecond()?.close();
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();
   }
@@ -207,23 +229,28 @@ export function isLost(error: unknown): boolean {
   return error instanceof PeerLostError;
 }
 
-/** Makes the second connection, and fills `sockets` from it. */
+/** Makes the second connection, and fills `sockets` from it; gives it back where connections will come on it. */
 async function receiveSockets(
   offer: Offer,
   conversation: Conversation,
   token: string,
   options: SuccessorOptions,
   sockets: Unopened[],
-): Promise<void> {
+): Promise<FdChannel | null> {
   const { runtime, limits, path, allowUsers } = options;
   const second = connectPath(runtime, path);
   if (!second) throw new PeerLostError(`The incumbent no longer listens on ${path}`);
-  await owning(second, async ({ number }) => {
-    checkPeerUser(runtime, number, allowUsers, "incumbent");
-    const channel = batchChannel(runtime, number);
+  const channel = new FdChannel(runtime, second, "stream");
+  let isKept = false;
+  try {
+    checkPeerUser(runtime, channel.descriptor, allowUsers, "incumbent");
     await joinWith(channel, token, limits);
     await receiveBatches(offer, conversation, channel, options, sockets);
-  });
+    isKept = offer.moves;
+    return isKept ? channel : null;
+  } finally {
+    if (!isKept) channel.close();
+  }
 }
 
 async function receiveBatches(

@@ -22,7 +22,7 @@ import {
 
 import { ForeignSockets } from "./foreign_sockets.ts";
 import type { Unopened } from "./binding.ts";
-import { connectionsEnd, Drain, type Drained, type FetchHandler, type RequestListener } from "./drain.ts";
+import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
@@ -30,15 +30,21 @@ import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
-import { checkedName, type Peer } from "./messages.ts";
+import { checkedName, type OfferedState, type Peer } from "./messages.ts";
 import { checkedStoreName, Notifier } from "../foreign/notify.ts";
 import { OwnPaths } from "./own_paths.ts";
 import { Reporting } from "./reporting.ts";
 import type { ControlListener, Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { type Beginning, begin, instanceName } from "./beginning.ts";
-import type { TakeoverOptions } from "./options.ts";
+import { type DrainOutcome, Moves } from "./moves.ts";
+import type { ConnectionsOptions, RawConnections } from "../connections/raw.ts";
+import type { Json } from "../connections/movable.ts";
+import { stateOf, type TakeoverOptions } from "./options.ts";
 import type { Succession } from "./successor.ts";
+
+/** How long before the end of a drain everything goes that can, at the best moment or not. */
+const lastChanceMs = 1_000;
 
 type Stage = "starting" | "serving" | "leased" | "released" | "closed";
 
@@ -71,6 +77,9 @@ export class Takeover implements AsyncDisposable {
    */
   readonly settled: Promise<void>;
 
+  /** What the incumbent's application gave its successor (option `state`); null for nothing, and in the first process. */
+  readonly state: OfferedState | null;
+
   readonly #runtime: Runtime;
   readonly #limits: Limits;
   readonly #path: string;
@@ -85,6 +94,7 @@ export class Takeover implements AsyncDisposable {
   readonly #reporting: Reporting;
   readonly #drain = new Drain();
   readonly #emitter = new Emitter();
+  readonly #moves: Moves;
   readonly #incumbent: Incumbent;
   #stage: Stage = "starting";
   #isReadying = false;
@@ -95,7 +105,7 @@ export class Takeover implements AsyncDisposable {
   #controlEndpoint: Endpoint | null = null;
   #readyAt = 0;
   #successor: Peer | null = null;
-  #drained: Promise<Drained> | null = null;
+  #drained: Promise<DrainOutcome> | null = null;
   #settle: (error?: unknown) => void = () => {};
   #release: (outcome: Outcome) => void = () => {};
   #revoke: (error: unknown) => void = () => {};
@@ -127,6 +137,13 @@ export class Takeover implements AsyncDisposable {
     // Waiting for either is the application's choice.
     this.settled.catch(() => {});
     this.released.catch(() => {});
+    this.state = succession?.state ?? null;
+    this.#moves = new Moves(
+      runtime,
+      this.#limits,
+      (progress) => this.#emitter.emit("progress", progress),
+      (error) => this.#emitter.emit("unserved", reported(error)),
+    );
     this.#reporting = new Reporting({
       notifier,
       pid: runtime.libc.getpid(),
@@ -143,7 +160,9 @@ export class Takeover implements AsyncDisposable {
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
       endpoints: () => this.#offered(),
       greeted: () => this.#reporting.replacing(),
+      state: () => stateOf(options, this.#limits),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
+      move: (second) => this.#moves.depart(second),
       resume: (to, error) => this.#resume(to, error),
       settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
@@ -257,6 +276,8 @@ export class Takeover implements AsyncDisposable {
     this.#readyAt = Date.now();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
     await this.#openControl();
+    const second = this.#succession?.takeSecond();
+    if (second) this.#moves.arrive(second);
     // The incumbent serves what is not claimed until settled, and closes it then.
     this.#succession?.[Symbol.dispose]();
     if (!this.#succession) this.#reporting.serving(this.#foreign.names);
@@ -299,6 +320,32 @@ export class Takeover implements AsyncDisposable {
   }
 
   /**
+   * Serves connections that can move to a successor, and that come from an
+   * incumbent: TCP and Unix streams that the application speaks on itself.
+   *
+   * @param name Names them across generations; an endpoint's, or any other.
+   * @param options `serve` is called for accepted connections, which are given
+   *   to `add`, and for those that came from another process alike.
+   * @returns Where accepted connections are added.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the name is in use.
+   *
+   * @example
+   * ```ts ignore
+   * const lines = takeover.connections("echo", {
+   *   serve(socket: Socket, moved: Moved<number> | null) {
+   *     let count = moved?.state ?? 0;
+   *     socket.on("data", () => socket.write(`${++count}\n`));
+   *     return { leave: () => ({ state: count }) };
+   *   },
+   * });
+   * await takeover.listen("echo", { port: 7 }, (at) => createServer((socket) => lines.add(socket)).listen(at));
+   * ```
+   */
+  connections<C, S extends Json = Json>(name: string, options: ConnectionsOptions<C, S>): RawConnections<C, S> {
+    return this.#moves.connections(checkedName(name, this.#limits), options);
+  }
+
+  /**
    * Calls a function with every event of a type.
    *
    * @returns A function that takes the listener out again.
@@ -311,9 +358,9 @@ export class Takeover implements AsyncDisposable {
    * Waits until every connection of this released or closed process has ended,
    * at most `drainMs`.
    *
-   * @returns How many were left, and how long it took.
+   * @returns How many were left, how many have moved, and how long it took.
    */
-  drained(): Promise<Drained> {
+  drained(): Promise<DrainOutcome> {
     this.#checkStage("drain", "released", "closed");
     return this.#drained ??= this.#waitForConnections();
   }
@@ -419,6 +466,7 @@ export class Takeover implements AsyncDisposable {
         claimed,
         unclaimed: this.inherited.filter((name) => !claimed.includes(name)),
         leaseMs: Date.now() - this.#readyAt,
+        connections: this.#moves.arrived,
       });
       this.#settle();
     } catch (error) {
@@ -458,6 +506,7 @@ export class Takeover implements AsyncDisposable {
   }
 
   #resume(to: Peer, error: unknown): void {
+    void this.#moves.stop(error);
     this.#reporting.keptOn();
     this.#drain.active = false;
     this.#stage = "serving";
@@ -479,6 +528,7 @@ export class Takeover implements AsyncDisposable {
       claimed,
       unclaimed: unclaimed.map(({ name }) => name),
       leaseMs: Date.now() - this.#readyAt,
+      connections: this.#moves.departed,
     };
     this.#emitter.emit("released", outcome);
     this.#release(outcome);
@@ -488,9 +538,13 @@ export class Takeover implements AsyncDisposable {
     return [...this.#endpoints.values()].filter(({ name }) => !claimed.includes(name));
   }
 
-  async #waitForConnections(): Promise<Drained> {
+  async #waitForConnections(): Promise<DrainOutcome> {
     const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
-    const drained = await connectionsEnd(this.#runtime, addresses, this.#limits.drainMs);
+    const { drainMs } = this.#limits;
+    this.#moves.hurry(Math.max(drainMs - lastChanceMs, drainMs / 2));
+    const ended = await connectionsEnd(this.#runtime, addresses, drainMs);
+    await this.#moves.stop();
+    const drained = { ...ended, connections: this.#moves.departed };
     await this.#reporting.idle();
     this.#emitter.emit("drained", drained);
     return drained;

@@ -51,6 +51,35 @@ function entriesOf(runtime: Runtime, epoll: number, descriptor?: number): Regist
   return parseRegistrations(epoll, readFile(runtime, `/proc/self/fdinfo/${epoll}`), descriptor);
 }
 
+/**
+ * The registrations of many descriptors, in the first epoll instance that has
+ * one of each. The kernel writes down a whole instance for every question, so
+ * there is one question for all.
+ */
+export function watchesOfAll(runtime: Runtime, descriptors: Iterable<number>): Map<number, Registration> {
+  const found = new Map<number, Registration>();
+  const missing = new Set(descriptors);
+  const look = (epolls: readonly number[]) => {
+    for (const epoll of epolls) {
+      if (missing.size === 0) return;
+      for (const entry of entriesAmong(runtime, epoll, missing)) {
+        found.set(entry.descriptor, entry);
+        missing.delete(entry.descriptor);
+      }
+    }
+  };
+  look((known.get(runtime) ?? []).filter((epoll) => linkOf(runtime, epoll) === eventpoll));
+  if (missing.size > 0) look(findEpolls(runtime));
+  return found;
+}
+
+/** Lines of other descriptors are skipped before anything is made of them. */
+function entriesAmong(runtime: Runtime, epoll: number, wanted: ReadonlySet<number>): Registration[] {
+  const lines = readFile(runtime, `/proc/self/fdinfo/${epoll}`).split("\n");
+  return lines.filter((line) => line.startsWith("tfd:") && wanted.has(parseInt(line.slice(4), 10)))
+    .flatMap((line) => parseRegistrations(epoll, line));
+}
+
 /** Every descriptor that an event loop of this process watches. */
 export function watchedDescriptors(runtime: Runtime): ReadonlySet<number> {
   if (!canPause(runtime)) return new Set();

@@ -55,6 +55,7 @@ const failing: Readonly<Partial<Record<FunctionName, readonly [() => number, str
   epoll_create1: [() => libc.epoll_create1(-1), "EINVAL"],
   epoll_wait: [() => libc.epoll_wait(-1, allocate(abi.epollEvent.size), 1, 0), "EBADF"],
   epoll_ctl: [() => libc.epoll_ctl(-1, 1, 0, allocate(abi.epollEvent.size)), "EBADF"],
+  ioctl: [() => libc.ioctl(-1, 0x541b, allocate(4)), "EBADF"],
 };
 
 /** These cannot fail. */

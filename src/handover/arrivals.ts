@@ -1,0 +1,252 @@
+/**
+ * Connections come to the successor: batch by batch, each with a place before
+ * it is kept, and in its place once the incumbent has let go of it.
+ *
+ * An end without `back` is the incumbent's death: whatever has come is this
+ * process's then, because nobody else has it any more.
+ *
+ * @module
+ */
+
+import type { Arrival, Place, Sink } from "../connections/movable.ts";
+import { batchesOf } from "./batch.ts";
+import type { FdMessage } from "../channels/fd_message.ts";
+import type { FdChannel } from "../channels/fd_channel.ts";
+import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isSystemError, messageOf, TakeoverError } from "../errors.ts";
+import { encodeFrame, type Frame, FrameReader } from "./frame.ts";
+import type { Limits } from "../limits.ts";
+import { type Move, type Party, parseMove, parseYours, type RefusedConnection } from "./move_messages.ts";
+import type { Runtime } from "../runtime.ts";
+import { cookieOf, localAddress, peerAddress, setNonBlocking } from "../sockets/socket.ts";
+
+/** Where connections come in: an endpoint's, of one kind. */
+export interface Entrance extends Party {
+  readonly sink: Sink;
+}
+
+/** A connection that is here and not this process's yet. */
+interface Waiting {
+  readonly descriptor: OwnedDescriptor;
+  readonly place: Place;
+}
+
+/** How much is read at once. */
+const readSize = 256 * 1024;
+
+/** How many find a place in one turn of the event loop. */
+const commitCount = 64;
+
+/** The successor's side of the connections' way. */
+export class Arrivals {
+  readonly #runtime: Runtime;
+  readonly #limits: Limits;
+  readonly #channel: FdChannel;
+  readonly #entrances: () => readonly Entrance[];
+  readonly #reader: FrameReader;
+  readonly #descriptors: OwnedDescriptor[] = [];
+  readonly #waiting = new Map<number, readonly Waiting[]>();
+  #nextNumber = 0;
+  #isOver = false;
+  /** How many are this process's. */
+  count = 0;
+  /** Resolves when the incumbent has no more, or is gone; rejects when it broke the protocol. */
+  readonly ended: Promise<void>;
+
+  /**
+   * @param channel The second connection; taken.
+   * @param entrances Where connections go, as of now.
+   */
+  constructor(runtime: Runtime, limits: Limits, channel: FdChannel, entrances: () => readonly Entrance[]) {
+    this.#runtime = runtime;
+    this.#limits = limits;
+    this.#channel = channel;
+    this.#entrances = entrances;
+    this.#reader = new FrameReader(limits.headSize, limits.unreadSize + limits.headSize);
+    this.ended = this.#run();
+    this.ended.catch(() => {});
+  }
+
+  /** Says what is taken here, again when it has changed. */
+  async announce(): Promise<void> {
+    const parties = this.#entrances().map(({ name, kind }) => ({ name, kind }));
+    await this.#say({ type: "takes", room: this.#room, parties });
+  }
+
+  get #room(): number {
+    return Math.max(0, freeDescriptorCount(this.#runtime) - this.#limits.spareCount);
+  }
+
+  async #run(): Promise<void> {
+    try {
+      await this.announce();
+      while (!this.#isOver) {
+        const message = await this.#receive();
+        if (message === null) break;
+        this.#descriptors.push(...message.fds);
+        for (const frame of this.#reader.read(message.bytes)) await this.#take(frame);
+      }
+      // The incumbent has died: nobody else has what has come.
+      if (!this.#isOver) await this.#commitAll();
+    } finally {
+      this.#dropAll();
+      this.#channel.close();
+    }
+  }
+
+  /** One that went without reading our last word is a reset first; what it said before comes after that. */
+  async #receive(): Promise<FdMessage | null> {
+    try {
+      return await this.#channel.receive({ maxBytes: readSize });
+    } catch (error) {
+      if (!isSystemError(error, "ECONNRESET")) throw error;
+      return await this.#channel.receive({ maxBytes: readSize });
+    }
+  }
+
+  async #take({ head, body }: Frame): Promise<void> {
+    switch (head.type) {
+      case "move":
+        return await this.#keep(parseMove(head, body.length, this.#runtime.abi.descriptorsPerMessage, this.#limits), body);
+      case "yours":
+        return await this.#commit(parseYours(head));
+      case "back":
+      case "done":
+      case "refuse":
+        this.#isOver = true;
+        return;
+      default:
+        throw new TakeoverError(
+          "ERR_TAKEOVER_PROTOCOL",
+          `Cannot take the frame ${JSON.stringify(head.type)} while connections move: expected move, yours, back or done`,
+        );
+    }
+  }
+
+  async #keep(move: Move, body: Uint8Array): Promise<void> {
+    const { connections } = move;
+    if (move.number !== this.#nextNumber++) {
+      throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot take move ${move.number}: expected ${this.#nextNumber - 1}`);
+    }
+    const descriptors = this.#descriptors.splice(0, connections.length);
+    if (descriptors.length < connections.length) {
+      disposeAll(descriptors);
+      throw new TakeoverError(
+        "ERR_TAKEOVER_MISSING",
+        `Cannot take move ${move.number}: expected ${connections.length} descriptors, ${descriptors.length} came`,
+      );
+    }
+    const answers = await this.#placesFor(move, descriptors, body);
+    const waiting: Waiting[] = [];
+    const refused: RefusedConnection[] = [];
+    for (const [index, descriptor] of descriptors.entries()) {
+      const answer = answers[index]!;
+      if (answer instanceof Error) {
+        descriptor[Symbol.dispose]();
+        refused.push({ index, code: codeOf(answer), message: messageOf(answer).slice(0, 1_024) });
+      } else waiting.push({ descriptor, place: answer });
+    }
+    this.#waiting.set(move.number, waiting);
+    await this.#say({ type: "kept", number: move.number, room: this.#room, refused });
+  }
+
+  /** Nothing here throws, or the descriptors would have no owner. */
+  async #placesFor(
+    move: Move,
+    descriptors: readonly OwnedDescriptor[],
+    body: Uint8Array,
+  ): Promise<readonly (Place | Error)[]> {
+    const entrance = this.#entrances().find(({ name, kind }) => name === move.name && kind === move.kind);
+    if (!entrance) return descriptors.map(() => unknownParty(move));
+    const arrivals = this.#verified(move, descriptors, body);
+    const right = arrivals.filter((arrival): arrival is Arrival => !(arrival instanceof Error));
+    const places = await prepared(entrance.sink, right);
+    let at = 0;
+    return arrivals.map((arrival) => arrival instanceof Error ? arrival : places[at++]!);
+  }
+
+  #verified(move: Move, descriptors: readonly OwnedDescriptor[], body: Uint8Array): (Arrival | Error)[] {
+    let at = 0;
+    return move.connections.map(({ cookie, state, unread }, index) => {
+      const bytes = body.subarray(at, at += unread);
+      return this.#verify(descriptors[index]!, cookie, state, bytes);
+    });
+  }
+
+  #verify(descriptor: OwnedDescriptor, cookie: string, state: Arrival["state"], unread: Uint8Array): Arrival | Error {
+    const { number } = descriptor;
+    const found = cookieOf(this.#runtime, number);
+    const local = localAddress(this.#runtime, number);
+    const peer = peerAddress(this.#runtime, number);
+    if (found !== cookie || !local || !peer) {
+      return new TakeoverError(
+        "ERR_TAKEOVER_DESCRIPTOR",
+        `Cannot take a connection: expected one with cookie ${cookie}, got ${
+          local ? peer ? "one" : "a socket that is not connected" : "no socket"
+        } with cookie ${found || "none"}`,
+      );
+    }
+    setNonBlocking(this.#runtime, number);
+    return { descriptor, cookie, local, peer, state, unread };
+  }
+
+  /** A batch is this process's: into its native objects with it. */
+  async #commit(number: number): Promise<void> {
+    const waiting = this.#waiting.get(number);
+    if (!waiting) {
+      throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot own move ${number}: it has not been kept, or is owned`);
+    }
+    this.#waiting.delete(number);
+    for (const [index, some] of batchesOf(waiting, commitCount).entries()) {
+      if (index > 0) await nextTurn();
+      for (const { place } of some) place.commit();
+      this.count += some.length;
+    }
+  }
+
+  async #commitAll(): Promise<void> {
+    for (const number of [...this.#waiting.keys()]) await this.#commit(number);
+  }
+
+  /** What is not this process's stays where it was. */
+  #dropAll(): void {
+    for (const waiting of this.#waiting.values()) {
+      for (const { place } of waiting) place.cancel();
+      disposeAll(waiting.map(({ descriptor }) => descriptor));
+    }
+    this.#waiting.clear();
+    disposeAll(this.#descriptors.splice(0));
+  }
+
+  /** To one that has gone nothing is said; what it has said still counts. */
+  async #say(head: object): Promise<void> {
+    try {
+      await this.#channel.send(encodeFrame(head), [], { timeoutMs: this.#limits.keptMs });
+    } catch (error) {
+      if (!isSystemError(error, "EPIPE", "ECONNRESET")) throw error;
+    }
+  }
+}
+
+async function prepared(sink: Sink, arrivals: readonly Arrival[]): Promise<readonly (Place | Error)[]> {
+  try {
+    return await sink.prepare(arrivals);
+  } catch (error) {
+    return arrivals.map(() => error instanceof Error ? error : new Error(String(error)));
+  }
+}
+
+function codeOf(error: Error): RefusedConnection["code"] {
+  return error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_ADOPT";
+}
+
+function unknownParty({ name, kind }: Party): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_UNKNOWN_NAME",
+    `Cannot take connections: the successor has nobody for those of the kind ${kind} of ${JSON.stringify(name)}`,
+  );
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 0));
+}
