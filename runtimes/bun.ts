@@ -221,6 +221,7 @@ function describeBun(native: BunNative, kind: NativeObject["kind"]): NativeObjec
     isOpen: !isConnection || native.readyState === 1,
     isEncrypted: Object.prototype.toString.call(native) === "[object TLSSocket]",
     isPulled: false,
+    isClosedAlone: isConnection,
     allowHalfOpen: false,
     // write() says how many bytes it took, and keeps none of the others.
     unsentCount: 0,

@@ -261,6 +261,7 @@ function describeDeno(native: DenoNative, kind: NativeObject["kind"]): NativeObj
     isOpen: true,
     isEncrypted: "handshake" in native,
     isPulled: isConnection,
+    isClosedAlone: false,
     allowHalfOpen: true,
     unsentCount: isConnection ? null : 0,
     takeUnread: () => new Uint8Array(0),

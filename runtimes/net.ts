@@ -133,11 +133,18 @@ function inspectSocket(socket: net.Socket): NativeObject {
   return {
     kind: "connection",
     descriptor: handleDescriptor(socket),
-    local: socketAddress(socket.localAddress, socket.localPort),
-    peer: socketAddress(socket.remoteAddress, socket.remotePort),
+    // Asking costs two system calls the first time.
+    get local() {
+      return socketAddress(socket.localAddress, socket.localPort);
+    },
+    get peer() {
+      return socketAddress(socket.remoteAddress, socket.remotePort);
+    },
     isOpen: !socket.connecting,
     isEncrypted: "encrypted" in socket,
     isPulled: false,
+    // Deno's sends a FIN.
+    isClosedAlone: !("Deno" in globalThis),
     allowHalfOpen: socket.allowHalfOpen,
     unsentCount: socket.writableLength + (handle?.writeQueueSize ?? 0) + (socket.connecting ? 1 : 0),
     takeUnread: () => takeBuffered(socket),
@@ -225,6 +232,7 @@ function inspectServer(server: net.Server): NativeObject {
     isOpen: server.listening,
     isEncrypted: false,
     isPulled: false,
+    isClosedAlone: false,
     allowHalfOpen: false,
     unsentCount: 0,
     takeUnread: () => new Uint8Array(0),
@@ -245,6 +253,7 @@ function inspectDatagram(socket: dgram.Socket): NativeObject {
     isOpen: local !== null,
     isEncrypted: false,
     isPulled: false,
+    isClosedAlone: false,
     allowHalfOpen: false,
     unsentCount: socket.getSendQueueCount?.() ?? 0,
     takeUnread: () => new Uint8Array(0),

@@ -25,6 +25,7 @@ import {
 import type { Runtime } from "../src/runtime.ts";
 import { adoptNumber } from "../src/natives/adopt.ts";
 import type { Descriptor } from "../src/sockets/descriptors.ts";
+import { httpSockets } from "./http_sockets.ts";
 import { env, inspect, listenFrom, listenOn, lookup, openSocket, present, socketFrom, streamOf, unsetEnv } from "./net.ts";
 
 /** The part of koffi that is used. */
@@ -186,6 +187,7 @@ function open({ ffi }: NodeOptions): Runtime {
     lookup,
     present,
     inspect,
+    httpSockets,
     listenExtras: () => ({}),
   };
 }

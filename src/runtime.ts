@@ -58,6 +58,8 @@ export interface NativeObject {
   readonly isEncrypted: boolean;
   /** Whether the program reads for itself, so that a read may be waiting when the object is closed. */
   readonly isPulled: boolean;
+  /** Whether closing it touches no other copy of its socket: no FIN, and no entry left in the event loop. */
+  readonly isClosedAlone: boolean;
   /** Whether it stays open when the other side ends. */
   readonly allowHalfOpen: boolean;
   /** What the program has written and the kernel has not got; null where that cannot be asked for. */
@@ -91,6 +93,18 @@ export interface SocketDirections {
   readonly allowHalfOpen: boolean;
 }
 
+/** A connection of an HTTP server whose parser tells where it is. */
+export interface HttpSocket {
+  /** Whether it is between two messages, and everything that was written is in the kernel; as of now. */
+  readonly isBetween: boolean;
+  /** Whether its bytes are not what the socket carries (TLS). */
+  readonly isEncrypted: boolean;
+  /** Stops reading, and every clock; the function that comes back goes on. */
+  pause(): () => void;
+  /** Closes the descriptor, which this process has perhaps a copy of. */
+  destroy(): void;
+}
+
 /** One of the three runtimes, as the core sees it. */
 export interface Runtime {
   /** Which one. */
@@ -121,6 +135,8 @@ export interface Runtime {
   present(native: unknown, address: SocketAddress, peer?: SocketAddress | null): void;
   /** What a native object of this runtime says of itself; null for anything else. */
   inspect(native: unknown): NativeObject | null;
+  /** The connections of all HTTP servers that may be between two messages, by descriptor; where the runtime tells. */
+  httpSockets?(): ReadonlyMap<number, HttpSocket>;
   /** What this runtime's own servers understand beside an address. */
   readonly listenExtras: (address: SocketAddress) => Record<string, unknown>;
 }

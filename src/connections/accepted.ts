@@ -9,14 +9,14 @@
  */
 
 import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
-import { messageOf, TakeoverError } from "../errors.ts";
+import { TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { freeDescriptorCount, type OwnedDescriptor } from "../sockets/descriptors.ts";
-import { Feeding, putUnder, type Seating, step } from "./feeding.ts";
-import { giveSocket, takesSockets } from "./given.ts";
+import { freeDescriptorCount, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { Feeding } from "./feeding.ts";
+import { type EmittingServer, giveSocket, takesSockets, withAccepted } from "./given.ts";
 import type { Arrival, Place, Sink } from "./movable.ts";
-import { openSeats, type OwnServer, type Seat } from "./seats.ts";
-import type { TruePeers } from "./true_peers.ts";
+import { keyOf, openSeats, type OwnServer, Seat } from "./seats.ts";
+import { correctRequestIP, type TruePeers } from "./true_peers.ts";
 
 /** A server of this process, and what applies to what it is given. */
 export interface AcceptedOptions extends OwnServer {
@@ -26,17 +26,32 @@ export interface AcceptedOptions extends OwnServer {
   readonly openMs: number;
   /** Descriptors that must stay free. */
   readonly spareCount: number;
-  /** Is told of every connection that the runtime will call by another name. */
+  /** Is told of every connection that the runtime knows by another name. */
   readonly peers: TruePeers;
   /** Is told why a connection has ended that was this process's already. */
   failed(error: unknown): void;
 }
 
-/** What a seat is told before the true socket takes it. */
+/** Says to a server what it is to hear before. What comes back for each is what the client is to hear first. */
 export type Introduce = (
   arrivals: readonly Arrival[],
-  seats: readonly Seat[],
-) => Promise<readonly (Uint8Array | TakeoverError)[]>;
+  seats: readonly (Seat | Error)[],
+) => Promise<readonly (Uint8Array | Error)[]>;
+
+/** A connection with what is only known as long as its descriptor is there. */
+interface Guest {
+  readonly arrival: Arrival;
+  readonly local: SocketAddress | null;
+  readonly peer: SocketAddress | null;
+}
+
+/** A connection and its place. */
+interface Seated {
+  readonly guest: Guest;
+  readonly seat: Seat;
+  /** What the client is to hear first. */
+  readonly greeting: Uint8Array;
+}
 
 /** Connections that are prepared at once. */
 export const batchCount = 256;
@@ -44,23 +59,19 @@ export const batchCount = 256;
 /** A seat takes two descriptors until its socket has it. */
 const descriptorsPerSeat = 2;
 
-/** How often a seat is opened anew for a connection that is this process's already. */
-const seatTries = 3;
-
 /**
  * A sink for the connections of an HTTP server: `Deno.serve`, `Bun.serve`,
  * `node:http`, and everything that is built on them.
  */
 export function acceptedSink(runtime: Runtime, options: AcceptedOptions): Sink {
-  const { native } = options;
-  if (takesSockets(native)) {
-    const place = ({ descriptor, unread }: Arrival): Place => ({
-      commit: () => giveSocket(runtime, native, descriptor, unread),
-      cancel: () => {},
-    });
-    return { prepare: (arrivals) => Promise.resolve(arrivals.map(place)) };
-  }
-  return new SeatedSink(runtime, options, async (_, seats) => await Promise.resolve(seats.map(() => new Uint8Array(0))));
+  if (!takesSockets(options.native)) return new SeatedSink(runtime, options, saysNothing);
+  const place = (arrival: Arrival): Place => ({ commit: () => giveTo(runtime, options, arrival), cancel: () => {} });
+  return { prepare: (arrivals) => Promise.resolve(arrivals.map(place)) };
+}
+
+/** Nothing is to be heard before. */
+export function saysNothing(_: unknown, seats: readonly unknown[]): Promise<Uint8Array[]> {
+  return Promise.resolve(seats.map(() => new Uint8Array(0)));
 }
 
 /** Puts sockets under connections that the server has accepted. */
@@ -70,76 +81,118 @@ export class SeatedSink implements Sink {
   readonly #introduce: Introduce;
   readonly #feeding: Feeding;
 
-  /**
-   * @param introduce Says to the server what it is to hear before. What comes
-   *   back for each is what the client is to hear first.
-   */
   constructor(runtime: Runtime, options: AcceptedOptions, introduce: Introduce) {
     this.#runtime = runtime;
     this.#options = options;
     this.#introduce = introduce;
     this.#feeding = new Feeding(runtime, options.openMs);
+    correctRequestIP(options.native, options.peers);
   }
 
   async prepare(arrivals: readonly Arrival[]): Promise<(Place | Error)[]> {
     const room = Math.floor((freeDescriptorCount(this.#runtime) - this.#options.spareCount) / descriptorsPerSeat);
     const count = Math.min(arrivals.length, batchCount, Math.max(room, 0));
-    const seated = await this.#seat(arrivals.slice(0, count));
-    return arrivals.map((_, index) => seated[index] ?? noRoom(arrivals.length, count));
+    const guests = arrivals.slice(0, count).map((arrival) => ({ arrival, local: arrival.local, peer: arrival.peer }));
+    const found = await this.#seat(guests);
+    return arrivals.map((_, index) => {
+      const seated = found[index] ?? noRoom(arrivals.length, count);
+      return seated instanceof Error ? seated : this.#place(seated);
+    });
   }
 
-  async #seat(arrivals: readonly Arrival[]): Promise<(Place | TakeoverError)[]> {
-    const fitting = arrivals.filter((arrival) => this.#fits(arrival));
-    const { openMs, peers } = this.#options;
-    const opened = await openSeats(this.#runtime, this.#options, fitting.length, openMs, (name) => peers.has(name));
-    const seats = opened.filter((seat): seat is Seat => !(seat instanceof TakeoverError));
-    const introduced = await this.#introduce(fitting.filter((_, index) => !(opened[index] instanceof TakeoverError)), seats);
-    const places = new Map<Arrival, Place | TakeoverError>();
-    let next = 0;
-    for (const [index, arrival] of fitting.entries()) {
-      const seat = opened[index]!;
-      const greeting = seat instanceof TakeoverError ? seat : introduced[next++]!;
-      places.set(arrival, greeting instanceof TakeoverError ? greeting : this.#place(arrival, seat as Seat, greeting));
-    }
-    return arrivals.map((arrival) => places.get(arrival) ?? this.#misfit(arrival));
+  async #seat(guests: readonly Guest[]): Promise<(Seated | Error)[]> {
+    // A socket of another family is not what the runtime takes it for.
+    const fitting = guests.filter(({ local }) => local?.family === this.#options.address.family);
+    const seats = await this.#open(fitting);
+    const greetings = await this.#introduce(fitting.map(({ arrival }) => arrival), seats);
+    const found = new Map(fitting.map((guest, index): [Guest, Seated | Error] => {
+      const [seat, greeting] = [seats[index]!, greetings[index]!];
+      if (!(seat instanceof Seat)) return [guest, seat];
+      if (!(greeting instanceof Error)) return [guest, { guest, seat, greeting }];
+      seat.close();
+      return [guest, greeting];
+    }));
+    return guests.map((guest) => found.get(guest) ?? this.#misfit(guest));
   }
 
-  /** A socket of another family is not what the runtime takes it for. */
-  #fits({ local }: Arrival): boolean {
-    return local.family === this.#options.address.family;
+  /** From here on the server knows who they are. */
+  async #open(guests: readonly Guest[]): Promise<(Seat | Error)[]> {
+    const { native, openMs, peers } = this.#options;
+    const isTaken = (name: SocketAddress) => peers.has(name);
+    return await withAccepted(this.#runtime, native, async (accepted) => {
+      const seats = await openSeats(this.#runtime, this.#options, guests.length, openMs, isTaken);
+      for (const [index, { local, peer }] of guests.entries()) {
+        const seat = seats[index]!;
+        if (!(seat instanceof Seat) || !local || !peer) continue;
+        peers.add(seat.name, peer, seat.descriptor, seat.cookie);
+        this.#runtime.present(accepted.get(keyOf(seat.name)), local, peer);
+      }
+      return seats;
+    });
   }
 
-  #misfit({ local }: Arrival): TakeoverError {
+  #misfit({ local }: Guest): TakeoverError {
+    const { address } = this.#options;
     return new TakeoverError(
       "ERR_TAKEOVER_ADOPT",
-      `Cannot put the connection at ${formatAddress(local)} under the server at ` +
-        `${formatAddress(this.#options.address)}: expected one of the same family`,
+      `Cannot put the connection at ${local ? formatAddress(local) : "no address"} under the server at ` +
+        `${formatAddress(address)}: expected one of the family ${address.family}`,
     );
   }
 
-  #place(arrival: Arrival, seat: Seat, greeting: Uint8Array): Place {
+  #place(seated: Seated): Place {
     return {
-      commit: () => this.#commit(arrival, seat, greeting, 1),
-      cancel: () => seat.close(),
+      commit: () => {
+        const socket = new OwnedDescriptor(this.#runtime, seated.guest.arrival.descriptor.take());
+        if (seated.seat.isHeld) this.#commit(seated, socket);
+        else void this.#seatAgain(seated, socket);
+      },
+      cancel: () => seated.seat.close(),
     };
   }
 
-  #commit(arrival: Arrival, seat: Seat, greeting: Uint8Array, tries: number): void {
-    const { descriptor, unread } = arrival;
-    if (!seat.isHeld) return this.#unseated(arrival, seat, greeting, tries);
-    const seating: Seating = {
+  #commit({ guest: { arrival, peer }, seat, greeting }: Seated, socket: OwnedDescriptor): void {
+    const { peers, failed } = this.#options;
+    this.#feeding.add({
       seat,
-      socket: descriptor,
-      forServer: unread,
+      socket,
+      forServer: arrival.unread,
       forClient: greeting,
-      seated: () => this.#seated(arrival, seat),
-      failed: (error) => this.#options.failed(error),
-    };
-    try {
-      if (isPlain(seating) || unread.length === 0 && step(this.#runtime, seating) === "silent") return putUnder(this.#runtime, seating);
-    } catch (error) {
-      
-    }
-    this.#feeding.add(seating);
+      seated: () => peer && peers.add(seat.name, peer, seat.descriptor, arrival.cookie),
+      failed,
+    });
   }
+
+  /** A server closes connections on which nothing comes for long. */
+  async #seatAgain({ guest, seat }: Seated, socket: OwnedDescriptor): Promise<void> {
+    seat.close();
+    const [found] = await this.#seat([guest]);
+    if (!(found instanceof Error) && found!.seat.isHeld) return this.#commit(found!, socket);
+    socket[Symbol.dispose]();
+    this.#options.failed(found instanceof Error ? found : closedAgain());
+  }
+}
+
+function giveTo(runtime: Runtime, { native, failed }: AcceptedOptions, { descriptor, unread }: Arrival): void {
+  try {
+    giveSocket(runtime, native as EmittingServer, descriptor, unread);
+  } catch (error) {
+    descriptor[Symbol.dispose]();
+    failed(error);
+  }
+}
+
+function noRoom(wanted: number, count: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_NO_ROOM",
+    `Cannot take ${wanted} connections at once: there is room for ${count}, with ${descriptorsPerSeat} descriptors for ` +
+      `each and at most ${batchCount}; raise the limit of open files (ulimit -n)`,
+  );
+}
+
+function closedAgain(): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_ADOPT",
+    "Cannot put a connection under its server: the server has closed two of this process's own on which nothing came",
+  );
 }

@@ -14,7 +14,7 @@
 
 import { allocate } from "../c/bytes.ts";
 import { errnoOf } from "../c/errno.ts";
-import { checked, TakeoverError } from "../errors.ts";
+import { messageOf, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { register, unregister } from "../sockets/event_loop.ts";
@@ -44,6 +44,9 @@ const pieceSize = 64 * 1024;
 const firstWaitMs = 1;
 const longestWaitMs = 20;
 
+/** How often something moves before others have their turn. */
+const stepsAtOnce = 4;
+
 /** How many are looked at before others have their turn. */
 const lookedAtOnce = 64;
 
@@ -69,87 +72,106 @@ export class Feeding {
     return this.#seatings.size;
   }
 
-  /** Says what is to be said, and puts the socket under the server. */
+  /** Says what is to be said, and puts the socket under the server: at once where that is possible. */
   add(seating: Seating): void {
+    if (this.#isSeated(seating)) return;
     this.#seatings.set(seating, Date.now());
     if (this.#seatings.size === 1) void this.#run();
+  }
+
+  /** Most have nothing to say, or no more than fits at once. */
+  #isSeated(seating: Seating): boolean {
+    const { seat, forServer } = seating;
+    if (forServer.length > 0) return false;
+    let moved: Moved = seat.isSpokenOver ? "some" : "silent";
+    for (let tries = 0; moved === "some" && tries < stepsAtOnce; tries++) moved = step(this.#runtime, seating);
+    if (moved !== "silent" || seat.registration === null) return false;
+    this.#put(seating);
+    return true;
   }
 
   async #run(): Promise<void> {
     for (let waitMs = firstWaitMs; this.#seatings.size > 0; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
       const all = [...this.#seatings.keys()];
       for (let from = 0; from < all.length; from += lookedAtOnce) {
-        this.#look(all.slice(from, from + lookedAtOnce));
-        await turn(from + lookedAtOnce < all.length ? 0 : waitMs);
+        if (from > 0) await turn();
+        if (this.#look(all.slice(from, from + lookedAtOnce))) waitMs = firstWaitMs;
       }
+      await turn(waitMs);
     }
   }
 
-  /** In one turn, so that the server can neither read nor write meanwhile. */
-  #look(seatings: readonly Seating[]): void {
-    const ready = seatings.filter((seating) => this.#step(seating) === "silent");
-    readRegistrations(this.#runtime, ready.map(({ seat }) => seat));
-    for (const seating of ready) {
+  /**
+   * In one turn, so that the server can neither read nor write meanwhile.
+   *
+   * @returns Whether something moved.
+   */
+  #look(seatings: readonly Seating[]): boolean {
+    const looks = seatings.map((seating) => ({ seating, moved: this.#step(seating) }));
+    const silent = looks.filter(({ moved }) => moved === "silent").map(({ seating }) => seating);
+    const unknown = silent.map(({ seat }) => seat).filter(({ registration }) => registration === null);
+    if (unknown.length > 0) readRegistrations(this.#runtime, unknown);
+    for (const seating of silent) {
       if (seating.seat.registration === null) continue;
       this.#seatings.delete(seating);
-      try {
-        putUnder(this.#runtime, seating);
-      } catch (error) {
-        end(seating, error);
-      }
+      this.#put(seating);
+    }
+    return looks.some(({ moved }) => moved === "some");
+  }
+
+  #put(seating: Seating): void {
+    try {
+      putUnder(this.#runtime, seating);
+    } catch (error) {
+      close(seating);
+      seating.failed(notSeated(messageOf(error), error));
     }
   }
 
   #step(seating: Seating): Moved {
-    try {
-      const moved = step(this.#runtime, seating);
-      if (moved === "some") this.#seatings.set(seating, Date.now());
-      if (moved !== "ended" && Date.now() < this.#seatings.get(seating)! + this.#limitMs) return moved;
-      this.#seatings.delete(seating);
-      // The server has closed it, and the client has got all that it wrote.
-      if (moved === "ended") end(seating, "the server has ended the connection");
-      else end(seating, `nothing has moved for ${this.#limitMs} ms (limit openMs)`);
-      return "ended";
-    } catch (error) {
-      this.#seatings.delete(seating);
-      end(seating, error);
-      return "ended";
-    }
+    const moved = step(this.#runtime, seating);
+    if (moved === "some") this.#seatings.set(seating, Date.now());
+    const isLate = Date.now() >= this.#seatings.get(seating)! + this.#limitMs;
+    if (moved !== "ended" && !isLate) return moved;
+    this.#seatings.delete(seating);
+    close(seating);
+    if (isLate) seating.failed(notSeated(`nothing has moved for ${this.#limitMs} ms (limit openMs)`));
+    return "ended";
   }
 }
 
-/** What came of one look: nothing more is to be said, something moved or has to wait, or the server has closed its end. */
-type Moved = "silent" | "some" | "none" | "ended";
+/** What came of one look: nothing more is to be said, something moved, it has to wait, or one of the two has gone. */
+export type Moved = "silent" | "some" | "none" | "ended";
 
 /** Moves what can be moved now. */
 export function step(runtime: Runtime, seating: Seating): Moved {
   const { seat, socket } = seating;
-  const { number: end } = seat.end;
-  const given = write(runtime, end, seating.forServer);
-  seating.forServer = seating.forServer.subarray(given);
-  const said = write(runtime, socket.number, seating.forClient);
-  seating.forClient = seating.forClient.subarray(said);
-  if (seating.forClient.length > 0) return given + said > 0 ? "some" : "none";
-  const answer = read(runtime, end);
+  const given = write(runtime, seat.end.number, seating.forServer);
+  // What a server that has closed its end will not read is dropped, and its answer is not.
+  seating.forServer = given === null ? new Uint8Array(0) : seating.forServer.subarray(given);
+  const answer = seating.forClient.length > 0 ? new Uint8Array(0) : read(runtime, seat.end.number);
   if (answer === null) return "ended";
-  if (answer.length > 0) {
-    const taken = write(runtime, socket.number, answer);
-    seating.forClient = answer.subarray(taken);
-    return "some";
-  }
-  if (seating.forServer.length > 0 || !seat.isHeld) return given > 0 ? "some" : "none";
-  return isSilent(runtime, seat) ? "silent" : given > 0 ? "some" : "none";
+  if (answer.length > 0) seating.forClient = answer;
+  // What a runtime waits for changes with what it reads and writes.
+  if (given !== 0 || answer.length > 0) [seat.registration, seat.isSpokenOver] = [null, true];
+  const said = write(runtime, socket.number, seating.forClient);
+  if (said === null) return "ended";
+  seating.forClient = seating.forClient.subarray(said);
+  if (given !== 0 || answer.length > 0 || said > 0) return "some";
+  const isSaid = seating.forServer.length === 0 && seating.forClient.length === 0;
+  return isSaid && seat.isHeld && isSilent(runtime, seat) ? "silent" : "none";
 }
 
 /** Puts the true socket under the server's end, which has the registration that was read last. */
 export function putUnder(runtime: Runtime, { seat, socket, seated }: Seating): void {
   const registrations = unregister(runtime, [seat.registration!]);
+  // Nobody hears of the reset any more; the other way round the server's end would say goodbye first.
+  seat.reset();
   duplicateOver(runtime, socket.number, seat.descriptor);
   // Whatever waits in the socket already is told of by putting it in.
   register(runtime, registrations);
   seated();
   socket[Symbol.dispose]();
-  seat.reset();
 }
 
 /** Bytes of one's own end that are there now; null at the end, and when the server has reset it. */
@@ -163,15 +185,15 @@ export function read({ abi, libc }: Runtime, descriptor: number): Uint8Array | n
 /**
  * Writes what fits.
  *
- * @returns How much that was.
- * @throws {SystemError} For instance `EPIPE` or `ECONNRESET`, when the other side has gone.
+ * @returns How much that was; null when the other side has gone.
  */
-export function write({ abi, libc }: Runtime, descriptor: number, bytes: Uint8Array): number {
+export function write({ abi, libc }: Runtime, descriptor: number, bytes: Uint8Array): number | null {
   if (bytes.length === 0) return 0;
   const piece = allocate(Math.min(bytes.length, pieceSize));
   piece.set(bytes.subarray(0, piece.length));
   const result = libc.write(descriptor, piece, piece.length);
-  return result === -errnoOf(abi.platform, "EAGAIN") ? 0 : checked(abi, "write", result);
+  if (result >= 0) return result;
+  return result === -errnoOf(abi.platform, "EAGAIN") ? 0 : null;
 }
 
 /** Whether nothing is on the way between the two ends, in either direction. */
@@ -182,9 +204,11 @@ function isSilent(runtime: Runtime, { end, name, descriptor }: Seat): boolean {
 }
 
 /** Neither the server nor the client hears of the other again. */
-function end({ seat, socket, failed }: Seating, why: unknown): void {
+function close({ seat, socket }: Seating): void {
   socket[Symbol.dispose]();
   seat.reset();
-  if (typeof why === "string") return failed(new TakeoverError("ERR_TAKEOVER_ADOPT", `Cannot go on with a connection: ${why}`));
-  failed(new TakeoverError("ERR_TAKEOVER_ADOPT", "Cannot go on with a connection", { cause: why }));
+}
+
+function notSeated(why: string, cause?: unknown): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_ADOPT", `Cannot put a connection under its server: ${why}`, { cause });
 }

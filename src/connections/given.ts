@@ -8,11 +8,14 @@
 
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { keyOf } from "./seats.ts";
 
 /** What a server of node:http is, as far as this needs to know. */
 export interface EmittingServer {
   emit(event: "connection", socket: unknown): unknown;
   listenerCount(event: "connection"): number;
+  prependListener(event: "connection", listener: (socket: unknown) => void): unknown;
+  off(event: "connection", listener: (socket: unknown) => void): unknown;
   /** What `net.Server` counts, and waits for when it closes; not on Bun. */
   _connections?: number;
   readonly noDelay?: boolean;
@@ -56,4 +59,27 @@ export function giveSocket(
   if (server.noDelay) socket.setNoDelay(true);
   if (unread.length > 0) socket.unshift(unread);
   server.emit("connection", socket);
+}
+
+/**
+ * Runs something with the sockets that a server of node:http accepts meanwhile,
+ * by what they say of their peers; none of any other server's.
+ */
+export async function withAccepted<T>(
+  runtime: Runtime,
+  server: unknown,
+  use: (accepted: ReadonlyMap<string, unknown>) => Promise<T>,
+): Promise<T> {
+  const accepted = new Map<string, unknown>();
+  if (!takesSockets(server)) return await use(accepted);
+  const listener = (socket: unknown) => {
+    const peer = runtime.inspect(socket)?.peer;
+    if (peer) accepted.set(keyOf(peer), socket);
+  };
+  server.prependListener("connection", listener);
+  try {
+    return await use(accepted);
+  } finally {
+    server.off("connection", listener);
+  }
 }

@@ -91,8 +91,10 @@ export interface Arrival {
   /** Owned by whoever commits it. */
   readonly descriptor: OwnedDescriptor;
   readonly cookie: string;
-  readonly local: SocketAddress;
-  readonly peer: SocketAddress;
+  /** Where it is; null when it was reset meanwhile. */
+  readonly local: SocketAddress | null;
+  /** Who is at the other end; null when it was reset meanwhile. */
+  readonly peer: SocketAddress | null;
   readonly state: Json;
   readonly unread: Uint8Array;
 }

@@ -259,7 +259,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
       leave: () => {
         this.#entries.delete(entry.connection);
         this.#frozen.delete(entry);
-        pause.leave(this.#deadSocket());
+        pause.leave(() => this.#deadSocket());
         close(object);
         served.left?.();
       },
@@ -321,7 +321,7 @@ interface Pause {
   /** The object reads on. */
   resume(): void;
   /** The object gets a dead socket instead. */
-  leave(dead: OwnedDescriptor): void;
+  leave(dead: () => OwnedDescriptor): void;
 }
 
 /** Stops the object by its own means, or where it has none by giving it nothing to read. */
@@ -332,8 +332,9 @@ function pauseOf(runtime: Runtime, object: NativeObject, descriptor: number): Pa
       socket: descriptor,
       resume,
       leave(dead) {
+        if (object.isClosedAlone) return;
         unwatch(runtime, descriptor);
-        duplicateOver(runtime, dead.number, descriptor);
+        duplicateOver(runtime, dead().number, descriptor);
       },
     };
   }
@@ -354,7 +355,7 @@ function limbo(runtime: Runtime, descriptor: number): Pause {
     copy[Symbol.dispose]();
     other[Symbol.dispose]();
   };
-  return { socket: copy.number, resume: () => put(copy), leave: (dead) => put(dead) };
+  return { socket: copy.number, resume: () => put(copy), leave: (dead) => put(dead()) };
 }
 
 /** The program may have closed its object at the end of file that it saw. */

@@ -36,6 +36,10 @@ interface Found {
 
 const EPOLLIN = 1;
 
+/** Linux's TCP_DEFER_ACCEPT (tcp(7)): how many seconds a listener waits for a connection's first byte. */
+const IPPROTO_TCP = 6;
+const TCP_DEFER_ACCEPT = 9;
+
 /** Linux's SO_LINGER (socket(7)): on, for no time, lets close(2) reset the connection. */
 const SO_LINGER = 13;
 
@@ -62,8 +66,10 @@ export class Seat {
   readonly end: OwnedDescriptor;
   /** Where our end is, as the server sees it. */
   readonly name: SocketAddress;
-  /** What puts the server's end into its event loop. */
+  /** What puts the server's end into its event loop; null when it is not known, or may have changed. */
   registration: Registration | null = null;
+  /** Whether anything was said over it. */
+  isSpokenOver = false;
   readonly #runtime: Runtime;
   #found: Found | null = null;
 
@@ -76,6 +82,11 @@ export class Seat {
   /** The server's descriptor. */
   get descriptor(): number {
     return this.#found!.descriptor;
+  }
+
+  /** Its `SO_COOKIE`, as long as the server holds its end. */
+  get cookie(): string {
+    return this.#found!.cookie;
   }
 
   /** Whether the server still holds its end; it may have closed it. */
@@ -123,9 +134,10 @@ export async function openSeats(
 ): Promise<(Seat | TakeoverError)[]> {
   const until = Date.now() + openMs;
   const opened: (Seat | TakeoverError)[] = [];
-  for (let index = 0; index < count; index++) {
-    if (index % openedAtOnce === openedAtOnce - 1) await turn();
-    opened.push(openSeat(runtime, server, isTaken));
+  while (opened.length < count) {
+    if (opened.length > 0) await turn();
+    const someCount = Math.min(openedAtOnce, count - opened.length);
+    opened.push(...undeferred(runtime, server, () => Array.from({ length: someCount }, () => openSeat(runtime, server, isTaken))));
   }
   const seats = opened.filter((seat) => seat instanceof Seat);
   await found(runtime, seats, until);
@@ -178,6 +190,24 @@ function openSeat(
   }
 }
 
+/**
+ * A listener may let its server accept no connection before its first byte
+ * has come, as Bun's own do. While ours are opened, it does not.
+ */
+function undeferred<T>({ abi, libc }: Runtime, { listener }: OwnServer, open: () => T): T {
+  const [value, size] = [allocate(4), allocate(4)];
+  viewOf(size).setInt32(0, 4, true);
+  const isDeferred = libc.getsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, value, size) >= 0 &&
+    viewOf(value).getInt32(0, true) > 0;
+  if (!isDeferred) return open();
+  checked(abi, "setsockopt", libc.setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, allocate(4), 4));
+  try {
+    return open();
+  } finally {
+    libc.setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, value, 4);
+  }
+}
+
 /** Where a listener that is bound to all addresses can be reached; over IPv4 where it takes both. */
 function reachable(runtime: Runtime, address: SocketAddress, listener: number): SocketAddress {
   if (address.family === "unix") return address;
@@ -204,7 +234,7 @@ function bindApart(
 ): void {
   for (let tries = 0; tries < portTries; tries++) {
     const name: SocketAddress = target.family === "inet6"
-      ? { ...target, port: firstPort + crypto.getRandomValues(new Uint16Array(1))[0]! % portCount }
+      ? { ...target, port: firstPort + Math.floor(Math.random() * portCount) }
       : placeholderAddress(target.family, null);
     if (isTaken(name)) continue;
     const bytes = encodeSockaddr(abi, name);

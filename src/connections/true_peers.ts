@@ -72,3 +72,40 @@ export class TruePeers {
     return cookieOf(this.#runtime, descriptor) === cookie;
   }
 }
+
+/** What `Deno.serve` passes beside a request, as far as this needs to know. */
+interface InfoLike {
+  readonly remoteAddr?: { readonly hostname?: string; readonly port?: number };
+}
+
+/** What `Bun.serve` gives, as far as this needs to know. */
+interface ServerLike {
+  requestIP?(request: unknown): { readonly address: string; readonly port: number; readonly family: string } | null;
+}
+
+/** Servers that have been corrected, and by what. */
+const corrected = new WeakMap<object, TruePeers>();
+
+/** Has what `Deno.serve` passes beside a request name the true peer. */
+export function correctInfo(info: unknown, peers: TruePeers): void {
+  if (peers.size === 0) return;
+  const { remoteAddr } = (info ?? {}) as InfoLike;
+  const peer = peers.of(remoteAddr?.hostname, remoteAddr?.port);
+  if (!peer || peer.family === "unix") return;
+  const { hostname, port } = peer;
+  Object.defineProperty(info, "remoteAddr", { value: { transport: "tcp", hostname, port }, configurable: true });
+}
+
+/** Has a server of `Bun.serve` name the true peers; anything else is left alone. */
+export function correctRequestIP(server: unknown, peers: TruePeers): void {
+  const { requestIP } = (server ?? {}) as ServerLike;
+  if (typeof requestIP !== "function" || corrected.get(server as object) === peers) return;
+  corrected.set(server as object, peers);
+  const value = (request: unknown) => {
+    const told = requestIP.call(server, request);
+    const peer = told && peers.of(told.address, told.port);
+    if (!peer || peer.family === "unix") return told;
+    return { address: peer.hostname, port: peer.port, family: peer.family === "inet" ? "IPv4" : "IPv6" };
+  };
+  Object.defineProperty(server, "requestIP", { value, configurable: true });
+}

@@ -8,8 +8,7 @@
  * @module
  */
 
-import type { Arrival, Place, Sink } from "../connections/movable.ts";
-import { batchesOf } from "./batch.ts";
+import type { Arrival, Json, Place, Sink } from "../connections/movable.ts";
 import type { FdMessage } from "../channels/fd_message.ts";
 import type { FdChannel } from "../channels/fd_channel.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "../sockets/descriptors.ts";
@@ -18,7 +17,8 @@ import { encodeFrame, type Frame, FrameReader } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { type Move, type Party, parseMove, parseYours, type RefusedConnection } from "./move_messages.ts";
 import type { Runtime } from "../runtime.ts";
-import { cookieOf, localAddress, peerAddress, setNonBlocking } from "../sockets/socket.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { cookieOf, isConnected, localAddress, peerAddress, setNonBlocking } from "../sockets/socket.ts";
 
 /** Where connections come in: an endpoint's, of one kind. */
 export interface Entrance extends Party {
@@ -34,8 +34,8 @@ interface Waiting {
 /** How much is read at once. */
 const readSize = 256 * 1024;
 
-/** How many find a place in one turn of the event loop. */
-const commitCount = 64;
+/** When there is room for fewer, it is counted every time. */
+const scarceCount = 1_024;
 
 /** The successor's side of the connections' way. */
 export class Arrivals {
@@ -47,6 +47,7 @@ export class Arrivals {
   readonly #descriptors: OwnedDescriptor[] = [];
   readonly #waiting = new Map<number, readonly Waiting[]>();
   #nextNumber = 0;
+  #room = 0;
   #isOver = false;
   /** How many are this process's. */
   count = 0;
@@ -70,11 +71,17 @@ export class Arrivals {
   /** Says what is taken here, again when it has changed. */
   async announce(): Promise<void> {
     const parties = this.#entrances().map(({ name, kind }) => ({ name, kind }));
-    await this.#say({ type: "takes", room: this.#room, parties });
+    this.#room = 0;
+    await this.#say({ type: "takes", room: this.#roomAfter(0), parties });
   }
 
-  get #room(): number {
-    return Math.max(0, freeDescriptorCount(this.#runtime) - this.#limits.spareCount);
+  /** How many more can come: counted anew, which takes a walk of the descriptor table, when there may be few. */
+  #roomAfter(count: number): number {
+    this.#room -= count;
+    if (this.#room < scarceCount) {
+      this.#room = Math.max(0, freeDescriptorCount(this.#runtime) - this.#limits.spareCount);
+    }
+    return this.#room;
   }
 
   async #run(): Promise<void> {
@@ -87,7 +94,7 @@ export class Arrivals {
         for (const frame of this.#reader.read(message.bytes)) await this.#take(frame);
       }
       // The incumbent has died: nobody else has what has come.
-      if (!this.#isOver) await this.#commitAll();
+      if (!this.#isOver) this.#commitAll();
     } finally {
       this.#dropAll();
       this.#channel.close();
@@ -109,7 +116,7 @@ export class Arrivals {
       case "move":
         return await this.#keep(parseMove(head, body.length, this.#runtime.abi.descriptorsPerMessage, this.#limits), body);
       case "yours":
-        return await this.#commit(parseYours(head));
+        return this.#commit(parseYours(head));
       case "back":
       case "done":
       case "refuse":
@@ -147,7 +154,7 @@ export class Arrivals {
       } else waiting.push({ descriptor, place: answer });
     }
     this.#waiting.set(move.number, waiting);
-    await this.#say({ type: "kept", number: move.number, room: this.#room, refused });
+    await this.#say({ type: "kept", number: move.number, room: this.#roomAfter(waiting.length), refused });
   }
 
   /** Nothing here throws, or the descriptors would have no owner. */
@@ -176,36 +183,31 @@ export class Arrivals {
   #verify(descriptor: OwnedDescriptor, cookie: string, state: Arrival["state"], unread: Uint8Array): Arrival | Error {
     const { number } = descriptor;
     const found = cookieOf(this.#runtime, number);
-    const local = localAddress(this.#runtime, number);
-    const peer = peerAddress(this.#runtime, number);
-    if (found !== cookie || !local || !peer) {
+    if (found !== cookie || !isConnected(this.#runtime, number)) {
       return new TakeoverError(
         "ERR_TAKEOVER_DESCRIPTOR",
         `Cannot take a connection: expected one with cookie ${cookie}, got ${
-          local ? peer ? "one" : "a socket that is not connected" : "no socket"
-        } with cookie ${found || "none"}`,
+          found === cookie ? "one that is no longer connected" : `a descriptor with cookie ${found || "none"}`
+        }`,
       );
     }
     setNonBlocking(this.#runtime, number);
-    return { descriptor, cookie, local, peer, state, unread };
+    return new Arrived(this.#runtime, descriptor, cookie, state, unread);
   }
 
   /** A batch is this process's: into its native objects with it. */
-  async #commit(number: number): Promise<void> {
+  #commit(number: number): void {
     const waiting = this.#waiting.get(number);
     if (!waiting) {
       throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot own move ${number}: it has not been kept, or is owned`);
     }
     this.#waiting.delete(number);
-    for (const [index, some] of batchesOf(waiting, commitCount).entries()) {
-      if (index > 0) await nextTurn();
-      for (const { place } of some) place.commit();
-      this.count += some.length;
-    }
+    for (const { place } of waiting) place.commit();
+    this.count += waiting.length;
   }
 
-  async #commitAll(): Promise<void> {
-    for (const number of [...this.#waiting.keys()]) await this.#commit(number);
+  #commitAll(): void {
+    for (const number of [...this.#waiting.keys()]) this.#commit(number);
   }
 
   /** What is not this process's stays where it was. */
@@ -228,6 +230,31 @@ export class Arrivals {
   }
 }
 
+/** One that was verified. Few want to know its addresses. */
+class Arrived implements Arrival {
+  readonly descriptor: OwnedDescriptor;
+  readonly cookie: string;
+  readonly state: Json;
+  readonly unread: Uint8Array;
+  readonly #runtime: Runtime;
+
+  constructor(runtime: Runtime, descriptor: OwnedDescriptor, cookie: string, state: Json, unread: Uint8Array) {
+    this.#runtime = runtime;
+    this.descriptor = descriptor;
+    this.cookie = cookie;
+    this.state = state;
+    this.unread = unread;
+  }
+
+  get local(): SocketAddress | null {
+    return localAddress(this.#runtime, this.descriptor.number);
+  }
+
+  get peer(): SocketAddress | null {
+    return peerAddress(this.#runtime, this.descriptor.number);
+  }
+}
+
 async function prepared(sink: Sink, arrivals: readonly Arrival[]): Promise<readonly (Place | Error)[]> {
   try {
     return await sink.prepare(arrivals);
@@ -245,8 +272,4 @@ function unknownParty({ name, kind }: Party): TakeoverError {
     "ERR_TAKEOVER_UNKNOWN_NAME",
     `Cannot take connections: the successor has nobody for those of the kind ${kind} of ${JSON.stringify(name)}`,
   );
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 0));
 }

@@ -16,21 +16,12 @@ import { checked } from "../errors.ts";
 import type { ControlStream, Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { openPair } from "../sockets/socket.ts";
+import { tcpInfoOf } from "../sockets/tcp_state.ts";
 
 const EPOLL_CLOEXEC = 0o2000000;
 const EPOLL_CTL_ADD = 1;
 const EPOLLOUT = 4;
 const EPOLLET = 0x80000000;
-
-/** Linux's TCP_INFO (linux/tcp.h, struct tcp_info). */
-const IPPROTO_TCP = 6;
-const TCP_INFO = 11;
-const tcpInfo = {
-  size: 216,
-  notsent_bytes: { offset: 144, size: 4 },
-  bytes_sent: { offset: 200, size: 8 },
-  bytes_retrans: { offset: 208, size: 8 },
-} as const;
 
 /** Linux's SO_MEMINFO (linux/sock_diag.h): nine unsigned; the third is what waits to be read at the other end. */
 const SO_MEMINFO = 55;
@@ -103,18 +94,15 @@ function ringer(
 }
 
 /** What changes with every write: of TCP the bytes ever written, else the bytes that wait at the other end. */
-function writtenSize({ abi, libc }: Runtime, descriptor: number): number {
-  const info = allocate(tcpInfo.size);
+function writtenSize(runtime: Runtime, descriptor: number): number {
+  const { abi, libc } = runtime;
+  const tcp = tcpInfoOf(runtime, descriptor);
+  if (tcp) return tcp.writtenSize;
+  const info = allocate(memInfo.size);
   const size = allocate(4);
   viewOf(size).setUint32(0, info.length, true);
-  const view = viewOf(info);
-  if (libc.getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, size) >= 0) {
-    const { bytes_sent, bytes_retrans, notsent_bytes } = tcpInfo;
-    return readField(view, bytes_sent) - readField(view, bytes_retrans) + readField(view, notsent_bytes);
-  }
-  viewOf(size).setUint32(0, memInfo.size, true);
   checked(abi, "getsockopt", libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_MEMINFO, info, size));
-  return readField(view, memInfo.wmem_alloc);
+  return readField(viewOf(info), memInfo.wmem_alloc);
 }
 
 /** An epoll instance that says when there is room, and then only when there is more. */

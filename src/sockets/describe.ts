@@ -11,6 +11,9 @@ import type { Runtime } from "../runtime.ts";
 import { cString, linkOf, OwnedDescriptor } from "./descriptors.ts";
 import type { Descriptor } from "../sockets/descriptors.ts";
 import { cookieOf, integerOption, isListening, localAddress, peerAddress } from "./socket.ts";
+import { tcpInfoOf, type TcpState } from "./tcp_state.ts";
+
+export type { TcpState } from "./tcp_state.ts";
 
 /** What a descriptor can stand for. */
 export type DescriptorKind =
@@ -31,21 +34,6 @@ export type DescriptorKind =
   | "io_uring"
   | "memfd"
   | "other";
-
-/** The states of a TCP socket, by their names in the kernel (include/net/tcp_states.h). */
-export type TcpState =
-  | "TCP_ESTABLISHED"
-  | "TCP_SYN_SENT"
-  | "TCP_SYN_RECV"
-  | "TCP_FIN_WAIT1"
-  | "TCP_FIN_WAIT2"
-  | "TCP_TIME_WAIT"
-  | "TCP_CLOSE"
-  | "TCP_CLOSE_WAIT"
-  | "TCP_LAST_ACK"
-  | "TCP_LISTEN"
-  | "TCP_CLOSING"
-  | "TCP_NEW_SYN_RECV";
 
 /** What {@linkcode describe} says of a descriptor. */
 export interface Description {
@@ -79,29 +67,10 @@ export interface Description {
 const SO_PROTOCOL = 38;
 const SO_DOMAIN = 39;
 
-/** Linux's TCP_INFO (tcp(7)); `struct tcp_info` begins with the state, one byte. */
-const IPPROTO_TCP = 6;
-const TCP_INFO = 11;
-
 /** Linux's statx(2). */
 const AT_EMPTY_PATH = 0x1000;
 const STATX_TYPE = 1;
 const S_IFMT = 0o170000;
-
-const states: readonly TcpState[] = [
-  "TCP_ESTABLISHED",
-  "TCP_SYN_SENT",
-  "TCP_SYN_RECV",
-  "TCP_FIN_WAIT1",
-  "TCP_FIN_WAIT2",
-  "TCP_TIME_WAIT",
-  "TCP_CLOSE",
-  "TCP_CLOSE_WAIT",
-  "TCP_LAST_ACK",
-  "TCP_LISTEN",
-  "TCP_CLOSING",
-  "TCP_NEW_SYN_RECV",
-];
 
 /** The file types of inode(7). */
 const fileKinds: Readonly<Record<number, DescriptorKind>> = {
@@ -224,16 +193,8 @@ function socketOf(
     local,
     peer: peerAddress(runtime, descriptor),
     cookie: cookieOf(runtime, descriptor),
-    tcpState: isLinux && protocol === "tcp" ? tcpStateOf(runtime, descriptor) : null,
+    tcpState: isLinux && protocol === "tcp" ? tcpInfoOf(runtime, descriptor)?.state ?? null : null,
   };
-}
-
-function tcpStateOf({ libc }: Runtime, descriptor: number): TcpState | null {
-  const info = allocate(1);
-  const size = allocate(4);
-  viewOf(size).setUint32(0, info.length, true);
-  if (libc.getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, size) < 0) return null;
-  return states[info[0]! - 1] ?? null;
 }
 
 function kindOf(runtime: Runtime, descriptor: number): DescriptorKind {

@@ -5,7 +5,7 @@
  */
 
 import type { Abi } from "../c/abi.ts";
-import { allocate, type Bytes, toHex, viewOf } from "../c/bytes.ts";
+import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import { errnoOf } from "../c/errno.ts";
 import type { Runtime } from "../runtime.ts";
@@ -17,6 +17,12 @@ const linuxSocketFlags = 0o2000000 | 0o4000;
 
 /** Linux's SO_COOKIE (asm-generic/socket.h): eight bytes that name a socket for its whole life. */
 const SO_COOKIE = 57;
+
+/** What the kernel answers goes here, and is read before the next call: there may be thousands in a row. */
+const name = allocate(sockaddrSize);
+const value = allocate(8);
+const size = allocate(4);
+const [valueView, sizeView] = [viewOf(value), viewOf(size)];
 
 /** What a process can ask about a socket that it holds. */
 export interface SocketIdentity {
@@ -97,11 +103,17 @@ export function peerAddress(runtime: Runtime, descriptor: number): SocketAddress
   return nameOf(runtime.abi, (name, size) => runtime.libc.getpeername(descriptor, name, size));
 }
 
+/** Whether a socket is connected. */
+export function isConnected({ libc }: Runtime, descriptor: number): boolean {
+  sizeView.setInt32(0, sockaddrSize, true);
+  return libc.getpeername(descriptor, name, size) >= 0;
+}
+
 /** An integer option (getsockopt(2)), or -errno. */
-export function integerOption({ abi, libc }: Runtime, descriptor: number, name: number): number {
-  const value = allocate(4);
-  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, name, value, sizeBytes(4));
-  return result < 0 ? result : viewOf(value).getInt32(0, true);
+export function integerOption({ abi, libc }: Runtime, descriptor: number, option: number): number {
+  sizeView.setInt32(0, 4, true);
+  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, option, value, size);
+  return result < 0 ? result : valueView.getInt32(0, true);
 }
 
 /** Sets an integer option (setsockopt(2)). */
@@ -109,18 +121,18 @@ export function setIntegerOption(
   { abi, libc }: Runtime,
   descriptor: number,
   level: number,
-  name: number,
-  value: number,
+  option: number,
+  wanted: number,
 ): void {
-  checked(abi, "setsockopt", libc.setsockopt(descriptor, level, name, sizeBytes(value), 4));
+  checked(abi, "setsockopt", libc.setsockopt(descriptor, level, option, sizeBytes(wanted), 4));
 }
 
 /** `SO_COOKIE` in hexadecimal, or an empty text where there is none. */
 export function cookieOf({ abi, libc }: Runtime, descriptor: number): string {
   if (abi.platform !== "linux") return "";
-  const value = allocate(8);
-  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_COOKIE, value, sizeBytes(8));
-  return result < 0 ? "" : toHex(value.toReversed());
+  sizeView.setInt32(0, 8, true);
+  const result = libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_COOKIE, value, size);
+  return result < 0 ? "" : valueView.getBigUint64(0, true).toString(16).padStart(16, "0");
 }
 
 /** Whether the descriptor is a socket that accepts connections (`SO_ACCEPTCONN`). */
@@ -199,10 +211,9 @@ export function duplicateOver(runtime: Runtime, from: number, to: number): void 
 }
 
 function nameOf(abi: Abi, call: (name: Bytes, size: Bytes) => number): SocketAddress | null {
-  const name = allocate(sockaddrSize);
-  const size = sizeBytes(sockaddrSize);
+  sizeView.setInt32(0, sockaddrSize, true);
   if (call(name, size) < 0) return null;
-  return decodeSockaddr(abi, name.subarray(0, viewOf(size).getUint32(0, true)));
+  return decodeSockaddr(abi, name.subarray(0, sizeView.getUint32(0, true)));
 }
 
 function sizeBytes(value: number): Bytes {

@@ -1,0 +1,112 @@
+/**
+ * Node: where the parsers of `node:http` are. A server keeps a list of its
+ * connections' parsers for its own time limits, and `closeIdleConnections`
+ * asks it in the same way: those that have begun no message.
+ *
+ * @module
+ */
+
+import net from "node:net";
+import process from "node:process";
+import type { HttpSocket } from "../src/runtime.ts";
+
+/** The list (lib/_http_server.js, src/node_http_parser.cc: ConnectionsList). */
+interface ParserList {
+  idle(): readonly Parser[];
+}
+
+interface Parser {
+  readonly socket?: Connection;
+}
+
+interface Handle {
+  readonly fd?: number;
+  readonly writeQueueSize?: number;
+  reading?: boolean;
+  readStop(): unknown;
+  readStart(): unknown;
+}
+
+interface Connection extends net.Socket {
+  readonly _handle?: Handle | null;
+  /** The response that is being written. */
+  readonly _httpMessage?: unknown;
+  readonly parser?: unknown;
+  readonly encrypted?: boolean;
+  readonly server?: net.Server;
+}
+
+/** Servers that have been seen; one that nothing keeps alive is no active handle. */
+const servers = new Set<WeakRef<net.Server>>();
+
+/** The connections of all HTTP servers that have begun no message, by descriptor. */
+export function httpSockets(): ReadonlyMap<number, HttpSocket> {
+  findServers();
+  const found = new Map<number, HttpSocket>();
+  for (const reference of servers) {
+    const server = reference.deref();
+    if (!server) servers.delete(reference);
+    for (const { socket } of server ? listOf(server)?.idle() ?? [] : []) {
+      const descriptor = socket?._handle?.fd ?? -1;
+      if (descriptor >= 0) found.set(descriptor, new NodeSocket(socket!));
+    }
+  }
+  return found;
+}
+
+function findServers(): void {
+  const { _getActiveHandles } = process as unknown as { _getActiveHandles?(): readonly unknown[] };
+  const known = new Set([...servers].map((reference) => reference.deref()));
+  for (const handle of _getActiveHandles?.call(process) ?? []) {
+    const server = handle instanceof net.Server ? handle : (handle as Connection | null)?.server;
+    if (!server || known.has(server) || !listOf(server)) continue;
+    known.add(server);
+    servers.add(new WeakRef(server));
+  }
+}
+
+function listOf(server: net.Server): ParserList | undefined {
+  const symbol = Object.getOwnPropertySymbols(server).find(({ description }) => description === "http.server.connections");
+  return symbol && (server as unknown as Record<symbol, ParserList | undefined>)[symbol];
+}
+
+class NodeSocket implements HttpSocket {
+  readonly #socket: Connection;
+  readonly #parser: unknown;
+  /** What had been read when the parser was asked. */
+  readonly #readSize: number;
+
+  constructor(socket: Connection) {
+    this.#socket = socket;
+    this.#parser = socket.parser;
+    this.#readSize = socket.bytesRead;
+  }
+
+  get isBetween(): boolean {
+    const socket = this.#socket;
+    const isUnchanged = socket.parser === this.#parser && socket.bytesRead === this.#readSize;
+    const isWritten = socket.writableLength === 0 && (socket._handle?.writeQueueSize ?? 1) === 0;
+    return isUnchanged && isWritten && !socket._httpMessage && socket.readableLength === 0 && !socket.destroyed;
+  }
+
+  get isEncrypted(): boolean {
+    return this.#socket.encrypted === true;
+  }
+
+  pause(): () => void {
+    const socket = this.#socket;
+    const handle = socket._handle!;
+    const { timeout = 0 } = socket;
+    handle.readStop();
+    socket.setTimeout(0);
+    return () => {
+      if (socket.destroyed || socket._handle !== handle) return;
+      socket.setTimeout(timeout);
+      handle.readStart();
+    };
+  }
+
+  destroy(): void {
+    this.#socket.destroy();
+  }
+}

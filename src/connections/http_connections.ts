@@ -1,0 +1,483 @@
+/**
+ * The connections of a process's HTTP servers while a successor takes them:
+ * found by walking the descriptor table, in slices, and looked at again and
+ * again until it is certain that one is between two messages.
+ *
+ * A connection whose request has just been answered is *parked* where the
+ * parser does not tell: out of the event loop, so that its next request stays
+ * in the kernel while the proof is made.
+ *
+ * @module
+ */
+
+import { boundary, type Facts, type LastRequest, type Verdict } from "./boundary.ts";
+import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from "./requests.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import type { HttpSocket, Runtime } from "../runtime.ts";
+import { cameThrough } from "../sockets/address.ts";
+import { openDescriptors, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { register, type Registration } from "../sockets/event_loop.ts";
+import { unreadSize, unsentSize } from "../sockets/queues.ts";
+import {
+  cookieOf,
+  duplicateOver,
+  integerOption,
+  isListening,
+  localAddress,
+  openPair,
+  peerAddress,
+} from "../sockets/socket.ts";
+import { tcpInfoOf } from "../sockets/tcp_state.ts";
+import { unwatch, watchesOfAll } from "../sockets/watches.ts";
+
+/** An endpoint whose connections are looked at. */
+export interface HttpEndpoint {
+  readonly name: string;
+  readonly address: SocketAddress;
+}
+
+/** What is needed to watch the connections of a process. */
+export interface HttpConnectionsOptions {
+  /** All endpoints of the process, also those whose connections do not move. */
+  readonly endpoints: () => Iterable<HttpEndpoint>;
+  readonly requests: Requests;
+  /** Connections that are somebody else's, WebSockets for instance. */
+  readonly isExcluded?: (descriptor: number, cookie: string) => boolean;
+  /** How many WebSockets of Bun.serve are excluded. */
+  readonly webSocketCount?: () => number;
+  /** How long nothing may have come on a connection whose last byte came and went in the same tick. */
+  readonly quietMs: number;
+}
+
+/** How long one look at many connections takes at most. */
+const sliceMs = 3;
+
+/** How often the event loop is heard; two beats apart everything has had its turn. */
+const beatMs = 4;
+const settledBeats = 2;
+
+/** How many beats a parked connection waits for the proof, and to be taken. */
+const parkedBeats = 25;
+
+/** How many may be parked: what goes into a batch or two. */
+const parkedLimit = 512;
+
+/** How long what the parsers say is used; a connection that has read since is found out. */
+const parserMs = 20;
+
+/** Linux's SO_SNDBUF (socket(7)), and how much of it may wait for the peer when there is certainly room. */
+const SO_SNDBUF = 7;
+const roomShare = 8;
+
+/** What was seen of a connection. */
+interface Look {
+  readonly beat: number;
+  readonly readSize: number;
+  readonly writtenSize: number;
+  readonly requestCount: number;
+}
+
+/** One connection of a server. */
+export class HttpConnection {
+  readonly descriptor: number;
+  readonly cookie: string;
+  readonly endpoint: string;
+  /** Null over a Unix socket. */
+  readonly peer: string | null;
+  registration: Registration | null = null;
+  /** Since when it has been as it is. */
+  settled: Look | null = null;
+  verdict: Verdict = { state: "busy", reason: "unsettled" };
+  /** The request in flight, or the last one; null before the first that was watched. */
+  request: { readonly open: OpenRequest; readonly readSize: number } | null = null;
+  lastRequest: LastRequest | null = null;
+  requestCount = 0;
+  /** What the server had read when the last request was answered, or when it was first seen. */
+  boundarySize = NaN;
+  /** The beat of its parking; -1 when it is in the event loop. */
+  parkedAt = -1;
+  isFrozen = false;
+  /** Why it stays until it ends. */
+  stays: string | null = null;
+
+  constructor(descriptor: number, cookie: string, endpoint: string, peer: string | null) {
+    this.descriptor = descriptor;
+    this.cookie = cookie;
+    this.endpoint = endpoint;
+    this.peer = peer;
+  }
+}
+
+/** The connections of all HTTP servers of a process. */
+export class HttpConnections {
+  readonly #runtime: Runtime;
+  readonly #options: HttpConnectionsOptions;
+  readonly #found = new Map<number, HttpConnection>();
+  readonly #byPeer = new Map<string, HttpConnection[]>();
+  readonly #inFlight = new Map<string, number>();
+  readonly #askers = new Map<string, () => void>();
+  #candidates = new Map<string, Set<HttpConnection>>();
+  #endpoints: readonly HttpEndpoint[] = [];
+  /** What is left of the walk. */
+  #walk: number[] = [];
+  /** Whether every descriptor has been looked at. */
+  #isWalked = false;
+  #beat = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #unwatch: () => void = () => {};
+  #parkedCount = 0;
+  #parsers: ReadonlyMap<number, HttpSocket> | null = null;
+  #parsersAt = -Infinity;
+  #dead: OwnedDescriptor | null = null;
+
+  constructor(runtime: Runtime, options: HttpConnectionsOptions) {
+    this.#runtime = runtime;
+    this.#options = options;
+  }
+
+  /** Begins to watch, for one endpoint. */
+  start(endpoint: string, ask: () => void): void {
+    this.#askers.set(endpoint, ask);
+    if (this.#askers.size > 1) return;
+    const watcher: RequestWatcher = { began: (request) => this.#began(request), ended: (request) => this.#ended(request) };
+    this.#unwatch = this.#options.requests.watch(watcher);
+    for (const { peer } of this.#options.requests.open) this.#count(peer, 1);
+    this.#listen();
+  }
+
+  /** Ends it. */
+  stop(endpoint: string): void {
+    if (!this.#askers.delete(endpoint) || this.#askers.size > 0) return;
+    this.#unwatch();
+    clearTimeout(this.#timer);
+    for (const connection of this.#found.values()) this.#unpark(connection);
+    for (const known of [this.#found, this.#byPeer, this.#inFlight, this.#candidates]) known.clear();
+    this.#walk = [];
+    this.#isWalked = false;
+    this.#parsers = null;
+    this.#parsersAt = -Infinity;
+    this.#dead?.[Symbol.dispose]();
+    this.#dead = null;
+  }
+
+  /** Those of an endpoint that were at a boundary a moment ago, at most that many. */
+  atBoundary(endpoint: string, limit: number, isLast: boolean): HttpConnection[] {
+    const until = Date.now() + sliceMs;
+    const ready = () => this.#candidates.get(endpoint)?.size ?? 0;
+    this.#look(() => Date.now() >= until || ready() >= limit, isLast);
+    const found = [...this.#candidates.get(endpoint) ?? []].slice(0, limit);
+    this.#register(found);
+    for (const connection of found) this.#candidates.get(endpoint)!.delete(connection);
+    return found;
+  }
+
+  /** Those of an endpoint, as of the last look. */
+  *of(endpoint: string): Iterable<HttpConnection> {
+    for (const connection of this.#found.values()) if (connection.endpoint === endpoint) yield connection;
+  }
+
+  /**
+   * Takes a connection out of the event loop, and looks again.
+   *
+   * @returns What ends that, one way or the other; null when it is not at a
+   *   boundary after all, and goes on.
+   */
+  freeze(connection: HttpConnection, isLast: boolean): { leave(): void; thaw(): void } | null {
+    if (connection.isFrozen || !this.#isSame(connection)) return null;
+    const resume = this.#pause(connection);
+    if (!resume) return null;
+    connection.isFrozen = true;
+    // What came before the pause may be on its way into the server; what comes from now on stays in the kernel.
+    const isCertain = this.#decide(connection, isLast).state === "boundary" && this.#hasHeld(connection);
+    if (!isCertain) {
+      connection.isFrozen = false;
+      resume();
+      return null;
+    }
+    const socket = this.#socketOf(connection);
+    return {
+      leave: () => this.#leave(connection, socket),
+      thaw: () => {
+        connection.isFrozen = false;
+        if (this.#isSame(connection)) resume();
+        else this.#forget(connection);
+      },
+    };
+  }
+
+  #leave(connection: HttpConnection, socket: HttpSocket | null): void {
+    const { descriptor, registration } = connection;
+    this.#forget(connection);
+    // The server may have closed it by itself: then the number is another's.
+    if (!this.#isSame(connection)) return;
+    if (socket) return socket.destroy();
+    duplicateOver(this.#runtime, this.#deadSocket().number, descriptor);
+    // It reads the end of file and closes.
+    register(this.#runtime, [registration!]);
+  }
+
+  /** Whether what is unread was held back by a pause that is long enough ago. */
+  #hasHeld({ descriptor, parkedAt }: HttpConnection): boolean {
+    if (this.#runtime.httpSockets) return true;
+    return parkedAt >= 0 && this.#beat - parkedAt >= settledBeats || unreadSize(this.#runtime, descriptor) === 0;
+  }
+
+  /** Null when it cannot be paused. */
+  #pause(connection: HttpConnection): (() => void) | null {
+    const socket = this.#socketOf(connection);
+    if (this.#runtime.httpSockets) return socket?.pause() ?? null;
+    if (connection.parkedAt < 0) {
+      if (!connection.registration) return null;
+      unwatch(this.#runtime, connection.descriptor);
+    }
+    return () => {
+      this.#parkedCount -= connection.parkedAt < 0 ? 0 : 1;
+      connection.parkedAt = -1;
+      connection.settled = null;
+      register(this.#runtime, [connection.registration!]);
+    };
+  }
+
+  #listen(): void {
+    this.#timer = setTimeout(() => {
+      this.#beat++;
+      this.#options.requests.sweep();
+      if (this.#parkedCount > 0) this.#lookAtParked();
+      this.#listen();
+    }, beatMs);
+  }
+
+  /** Goes on walking until it is enough, or once around. */
+  #look(isEnough: () => boolean, isLast: boolean): void {
+    if (this.#walk.length === 0) this.#beginWalk();
+    while (this.#walk.length > 0 && !isEnough()) {
+      const connection = this.#visit(this.#walk.pop()!);
+      if (connection) this.#judge(connection, isLast);
+    }
+    if (this.#walk.length === 0) this.#isWalked = true;
+  }
+
+  #beginWalk(): void {
+    this.#endpoints = [...this.#options.endpoints()];
+    this.#walk = openDescriptors(this.#runtime).reverse();
+    for (const connection of [...this.#found.values()]) if (!this.#isSame(connection)) this.#forget(connection);
+  }
+
+  #visit(descriptor: number): HttpConnection | null {
+    const known = this.#found.get(descriptor);
+    if (known && this.#isSame(known)) return known;
+    if (known) this.#forget(known);
+    const local = localAddress(this.#runtime, descriptor);
+    const endpoint = local && endpointOf(this.#endpoints, local);
+    const peer = endpoint && peerAddress(this.#runtime, descriptor);
+    if (!peer || isListening(this.#runtime, descriptor)) return null;
+    const cookie = cookieOf(this.#runtime, descriptor);
+    if (this.#options.isExcluded?.(descriptor, cookie)) return null;
+    return this.#add(new HttpConnection(descriptor, cookie, endpoint.name, peer.family === "unix" ? null : peerKey(peer)));
+  }
+
+  #add(connection: HttpConnection): HttpConnection {
+    if (connection.peer === null) connection.stays = "unix";
+    else this.#byPeer.set(connection.peer, [...this.#byPeer.get(connection.peer) ?? [], connection]);
+    this.#found.set(connection.descriptor, connection);
+    return connection;
+  }
+
+  #forget(connection: HttpConnection): void {
+    if (connection.parkedAt >= 0) this.#parkedCount--;
+    connection.parkedAt = -1;
+    this.#found.delete(connection.descriptor);
+    this.#candidates.get(connection.endpoint)?.delete(connection);
+    if (connection.peer === null) return;
+    const others = (this.#byPeer.get(connection.peer) ?? []).filter((other) => other !== connection);
+    if (others.length > 0) this.#byPeer.set(connection.peer, others);
+    else this.#byPeer.delete(connection.peer);
+  }
+
+  #isSame({ descriptor, cookie }: HttpConnection): boolean {
+    return cookieOf(this.#runtime, descriptor) === cookie;
+  }
+
+  #judge(connection: HttpConnection, isLast: boolean): void {
+    if (connection.isFrozen || connection.stays !== null) return;
+    if (this.#options.isExcluded?.(connection.descriptor, connection.cookie)) return this.#forget(connection);
+    const candidates = this.#candidates.get(connection.endpoint) ?? new Set();
+    this.#candidates.set(connection.endpoint, candidates);
+    if (this.#decide(connection, isLast).state === "boundary") candidates.add(connection);
+    else candidates.delete(connection);
+  }
+
+  #decide(connection: HttpConnection, isLast: boolean): Verdict {
+    const facts = this.#factsOf(connection);
+    return connection.verdict = facts
+      ? boundary(facts, this.#options.quietMs, isLast)
+      : { state: "busy", reason: "ended" };
+  }
+
+  #factsOf(connection: HttpConnection): Facts | null {
+    const { descriptor, peer } = connection;
+    const info = tcpInfoOf(this.#runtime, descriptor);
+    if (!info) return null;
+    const unread = info.receivedSize === 0 ? 0 : unreadSize(this.#runtime, descriptor);
+    const socket = this.#socketOf(connection);
+    if (socket?.isEncrypted) connection.stays = "tls";
+    const readSize = info.receivedSize - unread;
+    return {
+      isEstablished: info.state === "TCP_ESTABLISHED",
+      inFlightCount: this.#inFlight.get(peer!) ?? 0,
+      parser: !this.#runtime.httpSockets ? null : socket?.isBetween ? "between" : "within",
+      readSize,
+      unreadSize: unread,
+      writtenSize: info.writtenSize,
+      hasRoom: this.#hasRoom(descriptor),
+      isSettled: this.#isSettled(connection, readSize, info.writtenSize),
+      sinceReceivedMs: info.sinceReceivedMs,
+      sinceSentMs: info.sinceSentMs,
+      hasRetransmitted: info.hasRetransmitted,
+      lastRequest: connection.lastRequest,
+      doubt: this.#doubt(connection),
+    };
+  }
+
+  #hasRoom(descriptor: number): boolean {
+    const size = unsentSize(this.#runtime, descriptor);
+    return size === 0 || size <= integerOption(this.#runtime, descriptor, SO_SNDBUF) / roomShare;
+  }
+
+  #isSettled(connection: HttpConnection, readSize: number, writtenSize: number): boolean {
+    const { settled, requestCount } = connection;
+    const isSame = settled !== null && settled.readSize === readSize && settled.writtenSize === writtenSize &&
+      settled.requestCount === requestCount;
+    if (!isSame) connection.settled = { beat: this.#beat, readSize, writtenSize, requestCount };
+    if (Number.isNaN(connection.boundarySize)) connection.boundarySize = readSize;
+    return isSame && this.#beat - settled.beat >= settledBeats;
+  }
+
+  /** A request that was watched is a proof of everything; without one there may be something against it. */
+  #doubt({ peer, requestCount }: HttpConnection): string | null {
+    const { requests, webSocketCount } = this.#options;
+    const mark = requests.markOf(peer!);
+    if (mark !== null || requestCount > 0) return mark;
+    return requests.doubt(webSocketCount?.() ?? 0) ?? (this.#hasStrangers() ? "unproven" : null);
+  }
+
+  /** Whether a request is in flight on a connection that was not found. */
+  #hasStrangers(): boolean {
+    if (!this.#isWalked) return this.#inFlight.size > 0;
+    for (const peer of this.#inFlight.keys()) if (!this.#byPeer.has(peer)) return true;
+    return false;
+  }
+
+  /** The runtime's own object, on Node. */
+  #socketOf({ descriptor }: HttpConnection): HttpSocket | null {
+    if (!this.#runtime.httpSockets) return null;
+    const now = Date.now();
+    if (now - this.#parsersAt > parserMs) {
+      this.#parsersAt = now;
+      this.#parsers = this.#runtime.httpSockets();
+    }
+    return this.#parsers!.get(descriptor) ?? null;
+  }
+
+  /** What puts connections back into the event loop is read once for many. */
+  #register(connections: readonly HttpConnection[]): void {
+    if (this.#runtime.httpSockets) return;
+    const missing = connections.filter(({ registration }) => registration === null);
+    if (missing.length === 0) return;
+    // As long as it is read, it is read for all.
+    const wanted = [...this.#found.values()].filter(({ registration }) => registration === null);
+    const watches = watchesOfAll(this.#runtime, wanted.map(({ descriptor }) => descriptor));
+    for (const connection of wanted) connection.registration = watches.get(connection.descriptor) ?? null;
+  }
+
+  #count(peer: string | null, by: number): void {
+    const key = peer ?? "";
+    if (key === "") return;
+    const count = (this.#inFlight.get(key) ?? 0) + by;
+    if (count > 0) this.#inFlight.set(key, count);
+    else this.#inFlight.delete(key);
+  }
+
+  #began(open: OpenRequest): void {
+    this.#count(open.peer, 1);
+    const connection = this.#only(open.peer);
+    if (!connection) return;
+    if (connection.parkedAt >= 0 && !connection.isFrozen) this.#unpark(connection);
+    const readSize = this.#readSize(connection);
+    const isPipelined = connection.request?.readSize === readSize || connection.lastRequest?.isPipelined === true;
+    connection.requestCount++;
+    connection.request = { open, readSize };
+    connection.lastRequest = { readSize, isWhole: false, isPipelined };
+  }
+
+  /** The last answer of a connection is finished: from here on its next request stays in the kernel. */
+  #ended(open: OpenRequest): void {
+    this.#count(open.peer, -1);
+    const connection = this.#only(open.peer);
+    const asker = connection && this.#askers.get(connection.endpoint);
+    if (!connection || connection.request?.open !== open) return;
+    const readSize = this.#readSize(connection);
+    const isWhole = open.isBodiless || readSize - connection.boundarySize === open.size;
+    connection.lastRequest = { ...connection.lastRequest!, readSize: open.isBodiless ? connection.request.readSize : readSize, isWhole };
+    connection.boundarySize = readSize;
+    if (!open.canMove) connection.stays = "protocol";
+    else if (isWhole && asker) this.#park(connection);
+    asker?.();
+  }
+
+  #only(peer: string | null): HttpConnection | null {
+    const found = peer === null ? [] : this.#byPeer.get(peer) ?? [];
+    return found.length === 1 && this.#isSame(found[0]!) ? found[0]! : null;
+  }
+
+  #readSize({ descriptor }: HttpConnection): number {
+    const received = tcpInfoOf(this.#runtime, descriptor)?.receivedSize ?? NaN;
+    return received - unreadSize(this.#runtime, descriptor);
+  }
+
+  #park(connection: HttpConnection): void {
+    const { descriptor, registration, isFrozen, parkedAt } = connection;
+    if (this.#runtime.httpSockets || !registration || isFrozen || parkedAt >= 0 || this.#parkedCount >= parkedLimit) return;
+    unwatch(this.#runtime, descriptor);
+    connection.parkedAt = this.#beat;
+    this.#parkedCount++;
+  }
+
+  #unpark(connection: HttpConnection): void {
+    if (connection.parkedAt < 0 || connection.isFrozen) return;
+    connection.parkedAt = -1;
+    this.#parkedCount--;
+    if (this.#isSame(connection)) register(this.#runtime, [connection.registration!]);
+  }
+
+  /** A parked one that is not taken soon goes on. */
+  #lookAtParked(): void {
+    let isAny = false;
+    for (const connection of this.#found.values()) {
+      const { parkedAt, isFrozen } = connection;
+      if (parkedAt < 0 || isFrozen) continue;
+      const isSame = this.#isSame(connection);
+      if (isSame) this.#judge(connection, false);
+      const { state, reason } = connection.verdict;
+      if (!isSame) this.#forget(connection);
+      else if (state === "boundary") isAny = true;
+      else if (reason !== "unsettled" && reason !== "unsent") this.#unpark(connection);
+      if (this.#beat - parkedAt >= parkedBeats) this.#unpark(connection);
+    }
+    if (isAny) for (const ask of this.#askers.values()) ask();
+  }
+
+  #deadSocket(): OwnedDescriptor {
+    if (this.#dead) return this.#dead;
+    const [dead, other] = openPair(this.#runtime);
+    other[Symbol.dispose]();
+    return this.#dead = dead;
+  }
+}
+
+/** The one at the very address, else the first that a connection can have come through. */
+function endpointOf(endpoints: readonly HttpEndpoint[], local: SocketAddress): HttpEndpoint | null {
+  const possible = endpoints.filter(({ address }) => cameThrough(local, address));
+  return possible.find(({ address }) => "hostname" in address && "hostname" in local && address.hostname === local.hostname) ??
+    possible[0] ?? null;
+}

@@ -1,0 +1,66 @@
+/**
+ * Keep-alive connections of an HTTP server that leave between two messages:
+ * of Deno.serve, Bun.serve and node:http.
+ *
+ * @module
+ */
+
+import type { HttpConnection, HttpConnections } from "./http_connections.ts";
+import type { Census, Frozen, Movable, Source } from "./movable.ts";
+
+/** The connections of one endpoint. */
+export class HttpSource implements Source {
+  readonly #connections: HttpConnections;
+  readonly #endpoint: string;
+
+  /**
+   * @param connections Those of the process.
+   * @param endpoint The name of one of its endpoints.
+   */
+  constructor(connections: HttpConnections, endpoint: string) {
+    this.#connections = connections;
+    this.#endpoint = endpoint;
+  }
+
+  start(ask: () => void): void {
+    this.#connections.start(this.#endpoint, ask);
+  }
+
+  ready(limit: number, isLast: boolean): Movable[] {
+    return this.#connections.atBoundary(this.#endpoint, limit, isLast).map((connection) => ({
+      endpoint: this.#endpoint,
+      kind: "http",
+      freeze: () => this.#freeze(connection, isLast),
+    }));
+  }
+
+  census(): Census {
+    let waiting = 0;
+    const staying: Record<string, number> = {};
+    for (const { stays } of this.#connections.of(this.#endpoint)) {
+      if (stays === null) waiting++;
+      else staying[stays] = (staying[stays] ?? 0) + 1;
+    }
+    return { waiting, staying };
+  }
+
+  stop(): void {
+    this.#connections.stop(this.#endpoint);
+  }
+
+  #freeze(connection: HttpConnection, isLast: boolean): Frozen | null {
+    const frozen = this.#connections.freeze(connection, isLast);
+    if (!frozen) return null;
+    return {
+      descriptor: connection.descriptor,
+      cookie: connection.cookie,
+      state: null,
+      unread: new Uint8Array(0),
+      leave: () => frozen.leave(),
+      thaw: () => {
+        connection.stays = "refused";
+        frozen.thaw();
+      },
+    };
+  }
+}

@@ -1,0 +1,361 @@
+/**
+ * The requests that a process is answering, as its handlers see them. At rest
+ * a request costs an entry in a set; whose it is, is only asked when somebody
+ * watches.
+ *
+ * How the runtimes tell that an answer is finished, long after the handler has
+ * returned when it is a stream:
+ *
+ * ```text
+ * Deno.serve   info.completed resolves
+ * Bun.serve    server.requestIP(request) is null
+ * node:http    the response is destroyed, and the request complete
+ * ```
+ *
+ * @module
+ */
+
+/** Where a request comes from; null when the runtime does not tell. */
+export interface RequestPeer {
+  readonly hostname: string;
+  readonly port: number;
+}
+
+/** One request that is not answered yet. */
+export interface OpenRequest {
+  /** Its connection's other end, as {@linkcode peerKey} writes it; null when it is not known. */
+  readonly peer: string | null;
+  /** Whether it may go on in another process: over TCP, in plain HTTP/1.1. */
+  readonly canMove: boolean;
+  /** The length of its head as a client writes it who wastes nothing, and of its body; NaN when unknown. */
+  readonly size: number;
+  /** Whether it has no body. */
+  readonly isBodiless: boolean;
+}
+
+/** Who wants to know of requests. */
+export interface RequestWatcher {
+  /** A handler is about to be called. */
+  began(request: OpenRequest): void;
+  /** Its answer is finished. */
+  ended(request: OpenRequest): void;
+}
+
+/** How many entries there are before those that have ended are looked for. */
+const leastCount = 64;
+
+/** Peers that are kept in mind; with more, none is known. */
+const markLimit = 16_384;
+
+/** Of so many requests one is looked at more closely at rest; of the first ones each. */
+const sampleEvery = 16;
+const firstSamples = 64;
+
+/** What of the runtimes' requests, and what comes beside them, is used here. */
+interface RequestLike {
+  readonly method?: string;
+  readonly url?: string;
+  readonly bodyUsed?: boolean;
+  readonly complete?: boolean;
+  readonly httpVersion?: string;
+  readonly headers?: HeadersLike | Record<string, string | string[] | undefined>;
+  readonly rawHeaders?: readonly string[];
+  readonly socket?: { readonly remoteAddress?: string; readonly remotePort?: number; readonly encrypted?: boolean };
+}
+
+interface HeadersLike {
+  has(name: string): boolean;
+  get(name: string): string | null;
+  forEach(visit: (value: string, name: string) => void): void;
+}
+
+interface DenoInfo {
+  readonly remoteAddr: { readonly transport?: string; readonly hostname?: string; readonly port?: number };
+  readonly completed: Promise<void>;
+}
+
+interface BunServer {
+  requestIP(request: unknown): { readonly address: string; readonly port: number } | null;
+  readonly pendingRequests?: number;
+  readonly pendingWebSockets?: number;
+  readonly protocol?: string;
+}
+
+interface ResponseLike {
+  readonly status?: number;
+  readonly destroyed?: boolean;
+  readonly socket?: unknown;
+  once?(event: string, listener: () => void): unknown;
+}
+
+interface ServerLike {
+  listenerCount?(event: string): number;
+}
+
+type Kind = "deno" | "bun" | "node" | "unknown";
+
+/** What is known of one request. Fields are filled in when they are asked for. */
+class Entry implements OpenRequest {
+  readonly kind: Kind;
+  readonly request: RequestLike;
+  /** Deno's info, Bun's server, or Node's response. */
+  readonly beside: unknown;
+  isReturned = false;
+  peer: string | null = null;
+  #canMove: boolean | null = null;
+
+  constructor(kind: Kind, request: unknown, beside: unknown) {
+    this.kind = kind;
+    this.request = request as RequestLike;
+    this.beside = beside;
+  }
+
+  get canMove(): boolean {
+    return this.#canMove ??= isPlain(this.kind, this.request) && peerOf(this.kind, this.request, this.beside) !== null;
+  }
+
+  get isBodiless(): boolean {
+    return headerOf(this.request, "transfer-encoding") === null && Number(headerOf(this.request, "content-length") ?? 0) === 0;
+  }
+
+  get size(): number {
+    return sizeOf(this.request);
+  }
+
+  /** Whether the runtime has finished its answer. */
+  get isDone(): boolean {
+    if (this.kind === "bun") return this.isReturned && (this.beside as BunServer).requestIP(this.request) === null;
+    if (this.kind === "node") return (this.beside as ResponseLike).destroyed === true && this.request.complete !== false;
+    return this.kind === "unknown" && this.isReturned;
+  }
+}
+
+/** The requests in flight in this process. */
+export class Requests {
+  readonly #open = new Set<Entry>();
+  readonly #watchers = new Set<RequestWatcher>();
+  /** Why the next bytes of a peer are no request, or not known to be one. */
+  readonly #marks = new Map<string, string>();
+  readonly #bunServers = new Set<BunServer>();
+  readonly #nodeServers = new Set<ServerLike>();
+  #sweepAt = leastCount;
+  #count = 0;
+  #hasForgotten = false;
+  #hasSeenOthers = false;
+  #isSweeping = false;
+  #truePeer: (peer: RequestPeer) => RequestPeer | null = () => null;
+
+  /** How many there are; some of them may have ended. */
+  get size(): number {
+    return this.#open.size;
+  }
+
+  /** How many there have been. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /** Those in flight, as of the last {@linkcode sweep}. */
+  get open(): Iterable<OpenRequest> {
+    return this.#open;
+  }
+
+  /** Corrects what the runtime says of a peer. */
+  set truePeer(correct: (peer: RequestPeer) => RequestPeer | null) {
+    this.#truePeer = correct;
+  }
+
+  /** A fetch handler is about to be called; `end` says what it returned. */
+  fetch(request: unknown, beside: unknown): Entry {
+    const entry = new Entry(kindOf(beside), request, beside);
+    if (entry.kind === "bun") this.#bunServers.add(beside as BunServer);
+    this.#begin(entry);
+    if (entry.kind === "deno") {
+      const end = () => this.#end(entry);
+      (beside as DenoInfo).completed.then(end, end);
+    }
+    return entry;
+  }
+
+  /** The handler has returned a response, undefined or an error. */
+  returned(entry: OpenRequest, response: unknown): void {
+    const known = entry as Entry;
+    known.isReturned = true;
+    if ((response as ResponseLike | undefined)?.status === 101) this.#mark(known, "upgraded");
+    else if (!isRead(known.request)) this.#mark(known, "body");
+    if (known.kind === "unknown") this.#end(known);
+    else if (known.kind === "bun" && this.#watchers.size > 0) this.#sweepSoon();
+  }
+
+  /** A listener of node:http is about to be called. */
+  listener(server: unknown, request: unknown, response: unknown): OpenRequest {
+    const entry = new Entry("node", request, response);
+    const { listenerCount } = (server ?? {}) as ServerLike;
+    if (typeof listenerCount === "function") this.#nodeServers.add(server as ServerLike);
+    this.#begin(entry);
+    if (this.#watchers.size > 0) this.#hear(entry);
+    return entry;
+  }
+
+  /** Tells of requests from now on, until the function that comes back is called. */
+  watch(watcher: RequestWatcher): () => void {
+    this.#watchers.add(watcher);
+    this.sweep();
+    for (const entry of this.#open) {
+      entry.peer ??= this.#peerOf(entry);
+      if (entry.kind === "node") this.#hear(entry);
+    }
+    return () => void this.#watchers.delete(watcher);
+  }
+
+  /** Looks which have ended. */
+  sweep(): void {
+    for (const entry of this.#open) if (entry.isDone) this.#end(entry);
+    this.#sweepAt = Math.max(leastCount, 2 * this.#open.size);
+  }
+
+  /** Why the last answer to a peer is no sign of a boundary: `upgraded`, `body`; null when nothing is known. */
+  markOf(peer: string): string | null {
+    return this.#marks.get(peer) ?? null;
+  }
+
+  /**
+   * Why answers that were not watched prove nothing: there is something in this
+   * process that is no plain HTTP/1.1, or that no handler has seen.
+   *
+   * @param webSocketCount WebSockets of Bun that are known to be some.
+   */
+  doubt(webSocketCount: number): string | null {
+    if (this.#count === 0) return "unproven";
+    if (this.#hasSeenOthers || this.#hasForgotten) return "unproven";
+    let [pending, sockets] = [0, 0];
+    for (const server of this.#bunServers) {
+      pending += server.pendingRequests ?? 0;
+      sockets += server.pendingWebSockets ?? 0;
+    }
+    if (this.#bunServers.size > 0 && (pending > this.#open.size || sockets > webSocketCount)) return "unproven";
+    for (const server of this.#nodeServers) if (server.listenerCount!("upgrade") > 0) return "unproven";
+    return null;
+  }
+
+  #begin(entry: Entry): void {
+    if (this.#open.size >= this.#sweepAt) this.sweep();
+    this.#open.add(entry);
+    const number = this.#count++;
+    if (number < firstSamples || number % sampleEvery === 0) this.#sample(entry);
+    if (this.#watchers.size === 0) return;
+    entry.peer = this.#peerOf(entry);
+    if (entry.peer !== null) this.#marks.delete(entry.peer);
+    for (const watcher of this.#watchers) watcher.began(entry);
+  }
+
+  #end(entry: Entry): void {
+    if (!this.#open.delete(entry)) return;
+    for (const watcher of this.#watchers) watcher.ended(entry);
+  }
+
+  /** Node's responses tell their end, and a request whose body is on its way its own. */
+  #hear({ request, beside }: Entry): void {
+    const look = () => this.#sweepSoon();
+    (beside as ResponseLike).once?.("close", look);
+    (request as ResponseLike).once?.("end", look);
+  }
+
+  /** Bun answers right after the handler has returned. */
+  #sweepSoon(): void {
+    if (this.#isSweeping) return;
+    this.#isSweeping = true;
+    setTimeout(() => {
+      this.#isSweeping = false;
+      this.sweep();
+    }, 0);
+  }
+
+  #sample(entry: Entry): void {
+    if (!this.#hasSeenOthers && !isPlain(entry.kind, entry.request)) this.#hasSeenOthers = true;
+  }
+
+  #mark(entry: Entry, reason: string): void {
+    const peer = entry.peer ??= this.#peerOf(entry);
+    // Over a Unix socket nobody has an address, and nothing moves.
+    if (peer === null) return;
+    this.#marks.set(peer, reason);
+    if (this.#marks.size <= markLimit) return;
+    this.#marks.clear();
+    this.#hasForgotten = true;
+  }
+
+  #peerOf({ kind, request, beside }: Entry): string | null {
+    const peer = peerOf(kind, request, beside);
+    return peer && peerKey(this.#truePeer(peer) ?? peer);
+  }
+}
+
+/** A peer as a text: IPv4 in IPv6 (`::ffff:192.0.2.1`), which a dual-stack listener shows, is the same host as without. */
+export function peerKey({ hostname, port }: RequestPeer): string {
+  return `${hostname.replace(/^::ffff:(?=\d+\.)/i, "")} ${port}`;
+}
+
+function kindOf(beside: unknown): Kind {
+  if (typeof beside !== "object" || beside === null) return "unknown";
+  if (typeof (beside as BunServer).requestIP === "function") return "bun";
+  return "remoteAddr" in beside && "completed" in beside ? "deno" : "unknown";
+}
+
+function peerOf(kind: Kind, request: RequestLike, beside: unknown): RequestPeer | null {
+  if (kind === "bun") {
+    const found = (beside as BunServer).requestIP(request);
+    return found && { hostname: found.address, port: found.port };
+  }
+  if (kind === "node") {
+    const { remoteAddress, remotePort } = request.socket ?? {};
+    return remoteAddress && remotePort ? { hostname: remoteAddress, port: remotePort } : null;
+  }
+  return kind === "deno" ? denoPeer(beside as DenoInfo) : null;
+}
+
+/** It throws once the answer is finished. */
+function denoPeer(info: DenoInfo): RequestPeer | null {
+  try {
+    const { hostname, port } = info.remoteAddr;
+    return hostname && port ? { hostname, port } : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Whether a request is plain HTTP/1.1. HTTP/2 has no `Host`, and HTTP/1.0 need
+ * not have one; of Node's requests the version is known.
+ */
+function isPlain(kind: Kind, request: RequestLike): boolean {
+  if (kind === "unknown" || headerOf(request, "host") === null) return false;
+  if (kind === "node") return request.httpVersion === "1.1" && request.socket?.encrypted !== true;
+  return request.url?.startsWith("http:") === true;
+}
+
+function headerOf({ headers }: RequestLike, name: string): string | null {
+  if (!headers) return null;
+  if (typeof headers.get === "function") return (headers as HeadersLike).get(name);
+  const value = (headers as Record<string, string | string[] | undefined>)[name];
+  return value === undefined ? null : String(value);
+}
+
+/** Whether there is nothing left to come of the request's body, as far as its reader can tell. */
+function isRead(request: RequestLike): boolean {
+  const { method } = request;
+  if (method === "GET" || method === "HEAD" || request.bodyUsed !== false) return true;
+  return headerOf(request, "transfer-encoding") === null && Number(headerOf(request, "content-length") ?? 0) === 0;
+}
+
+/** `METHOD target HTTP/1.1`, a line for each header, an empty one, and the body (RFC 9112). */
+function sizeOf(request: RequestLike): number {
+  const { method, url = "", headers, rawHeaders } = request;
+  if (!method || headerOf(request, "transfer-encoding") !== null) return NaN;
+  const target = url.replace(/^https?:\/\/[^/]*/, "");
+  let size = method.length + target.length + "  HTTP/1.1\r\n\r\n".length;
+  const line = (value: string, name: string): void => void (size += name.length + value.length + ": \r\n".length);
+  if (rawHeaders) for (let index = 0; index < rawHeaders.length; index += 2) line(rawHeaders[index + 1]!, rawHeaders[index]!);
+  else (headers as HeadersLike | undefined)?.forEach(line);
+  return size + Number(headerOf(request, "content-length") ?? 0);
+}
