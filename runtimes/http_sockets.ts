@@ -27,14 +27,14 @@ interface Handle {
   readStart(): unknown;
 }
 
-interface Connection extends net.Socket {
+type Connection = net.Socket & {
   readonly _handle?: Handle | null;
   /** The response that is being written. */
   readonly _httpMessage?: unknown;
   readonly parser?: unknown;
   readonly encrypted?: boolean;
   readonly server?: net.Server;
-}
+};
 
 /** Servers that have been seen; one that nothing keeps alive is no active handle. */
 const servers = new Set<WeakRef<net.Server>>();

@@ -104,7 +104,7 @@ export class SeatedSink implements Sink {
     // A socket of another family is not what the runtime takes it for.
     const fitting = guests.filter(({ local }) => local?.family === this.#options.address.family);
     const seats = await this.#open(fitting);
-    const greetings = await this.#introduce(fitting.map(({ arrival }) => arrival), seats);
+    const greetings = await this.#greetings(fitting, seats);
     const found = new Map(fitting.map((guest, index): [Guest, Seated | Error] => {
       const [seat, greeting] = [seats[index]!, greetings[index]!];
       if (!(seat instanceof Seat)) return [guest, seat];
@@ -113,6 +113,15 @@ export class SeatedSink implements Sink {
       return [guest, greeting];
     }));
     return guests.map((guest) => found.get(guest) ?? this.#misfit(guest));
+  }
+
+  async #greetings(guests: readonly Guest[], seats: readonly (Seat | Error)[]): Promise<readonly (Uint8Array | Error)[]> {
+    try {
+      return await this.#introduce(guests.map(({ arrival }) => arrival), seats);
+    } catch (error) {
+      for (const seat of seats) if (seat instanceof Seat) seat.close();
+      throw error;
+    }
   }
 
   /** From here on the server knows who they are. */
@@ -166,10 +175,15 @@ export class SeatedSink implements Sink {
   /** A server closes connections on which nothing comes for long. */
   async #seatAgain({ guest, seat }: Seated, socket: OwnedDescriptor): Promise<void> {
     seat.close();
-    const [found] = await this.#seat([guest]);
-    if (!(found instanceof Error) && found!.seat.isHeld) return this.#commit(found!, socket);
-    socket[Symbol.dispose]();
-    this.#options.failed(found instanceof Error ? found : closedAgain());
+    try {
+      const [found] = await this.#seat([guest]);
+      if (found instanceof Error) throw found;
+      // Should it be closed again, then the connection ends, as with any server that closes.
+      this.#commit(found!, socket);
+    } catch (error) {
+      socket[Symbol.dispose]();
+      this.#options.failed(error);
+    }
   }
 }
 
@@ -187,12 +201,5 @@ function noRoom(wanted: number, count: number): TakeoverError {
     "ERR_TAKEOVER_NO_ROOM",
     `Cannot take ${wanted} connections at once: there is room for ${count}, with ${descriptorsPerSeat} descriptors for ` +
       `each and at most ${batchCount}; raise the limit of open files (ulimit -n)`,
-  );
-}
-
-function closedAgain(): TakeoverError {
-  return new TakeoverError(
-    "ERR_TAKEOVER_ADOPT",
-    "Cannot put a connection under its server: the server has closed two of this process's own on which nothing came",
   );
 }

@@ -33,7 +33,7 @@ export interface Facts {
   readonly writtenSize: number;
   /** Whether so little waits for the peer that there has been room for everything. */
   readonly hasRoom: boolean;
-  /** Whether everything is as it was some turns of the event loop before. */
+  /** Whether everything is as it was some turns of the event loop before, room included. */
   readonly isSettled: boolean;
   /** Milliseconds since the last byte came. */
   readonly sinceReceivedMs: number;
@@ -75,8 +75,8 @@ export const defaultQuietMs = 3_000;
  */
 export function boundary(facts: Facts, quietMs: number, isLast: boolean): Verdict {
   if (!facts.isEstablished) return busy("ended");
-  if (facts.inFlightCount > 0) return busy("request");
   if (facts.parser) return facts.parser === "within" ? busy("message") : boundaryBy("parser");
+  if (facts.inFlightCount > 0) return busy("request");
   if (facts.readSize === 0 && facts.writtenSize === 0) return boundaryBy("untouched");
   if (!facts.hasRoom) return busy("unsent");
   if (!facts.isSettled) return busy("unsettled");
@@ -95,7 +95,7 @@ function byTime(facts: Facts, quietMs: number, isLast: boolean): Verdict {
   if (facts.writtenSize === 0 || sinceReceivedMs < sinceSentMs) return busy("half-read");
   if (sinceReceivedMs > sinceSentMs && !facts.hasRetransmitted) return boundaryBy("earlier");
   if (sinceReceivedMs >= quietMs) return boundaryBy("silent");
-  return isLast ? boundaryBy("last") : { state: "ambiguous", reason: "same tick" };
+  return isLast && !facts.lastRequest?.isPipelined ? boundaryBy("last") : { state: "ambiguous", reason: "same tick" };
 }
 
 function boundaryBy(reason: string): Verdict {

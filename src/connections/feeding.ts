@@ -14,7 +14,7 @@
 
 import { allocate } from "../c/bytes.ts";
 import { errnoOf } from "../c/errno.ts";
-import { messageOf, TakeoverError } from "../errors.ts";
+import { isSystemError, messageOf, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { register, unregister } from "../sockets/event_loop.ts";
@@ -109,14 +109,22 @@ export class Feeding {
   #look(seatings: readonly Seating[]): boolean {
     const looks = seatings.map((seating) => ({ seating, moved: this.#step(seating) }));
     const silent = looks.filter(({ moved }) => moved === "silent").map(({ seating }) => seating);
-    const unknown = silent.map(({ seat }) => seat).filter(({ registration }) => registration === null);
-    if (unknown.length > 0) readRegistrations(this.#runtime, unknown);
+    this.#readRegistrations(silent.map(({ seat }) => seat).filter(({ registration }) => registration === null));
     for (const seating of silent) {
       if (seating.seat.registration === null) continue;
       this.#seatings.delete(seating);
       this.#put(seating);
     }
     return looks.some(({ moved }) => moved === "some");
+  }
+
+  /** Without a free descriptor /proc cannot be read now. */
+  #readRegistrations(seats: readonly Seat[]): void {
+    try {
+      if (seats.length > 0) readRegistrations(this.#runtime, seats);
+    } catch (error) {
+      if (!isSystemError(error, "EMFILE", "ENFILE")) throw error;
+    }
   }
 
   #put(seating: Seating): void {
@@ -141,10 +149,10 @@ export class Feeding {
 }
 
 /** What came of one look: nothing more is to be said, something moved, it has to wait, or one of the two has gone. */
-export type Moved = "silent" | "some" | "none" | "ended";
+type Moved = "silent" | "some" | "none" | "ended";
 
 /** Moves what can be moved now. */
-export function step(runtime: Runtime, seating: Seating): Moved {
+function step(runtime: Runtime, seating: Seating): Moved {
   const { seat, socket } = seating;
   const given = write(runtime, seat.end.number, seating.forServer);
   // What a server that has closed its end will not read is dropped, and its answer is not.
@@ -163,7 +171,7 @@ export function step(runtime: Runtime, seating: Seating): Moved {
 }
 
 /** Puts the true socket under the server's end, which has the registration that was read last. */
-export function putUnder(runtime: Runtime, { seat, socket, seated }: Seating): void {
+function putUnder(runtime: Runtime, { seat, socket, seated }: Seating): void {
   const registrations = unregister(runtime, [seat.registration!]);
   // Nobody hears of the reset any more; the other way round the server's end would say goodbye first.
   seat.reset();

@@ -27,7 +27,7 @@ import {
   openPair,
   peerAddress,
 } from "../sockets/socket.ts";
-import { tcpInfoOf } from "../sockets/tcp_state.ts";
+import { type TcpInfo, tcpInfoOf } from "../sockets/tcp_state.ts";
 import { unwatch, watchesOfAll } from "../sockets/watches.ts";
 
 /** An endpoint whose connections are looked at. */
@@ -56,14 +56,20 @@ const sliceMs = 3;
 const beatMs = 4;
 const settledBeats = 2;
 
+/** So much longer than it took is the pause after something that is done again and again. */
+const idleShare = 5;
+
 /** How many beats a parked connection waits for the proof, and to be taken. */
 const parkedBeats = 25;
 
 /** How many may be parked: what goes into a batch or two. */
 const parkedLimit = 512;
 
-/** How long what the parsers say is used; a connection that has read since is found out. */
-const parserMs = 20;
+/** How long it takes until registrations that were not there are looked for again. */
+const registerAgainMs = 500;
+
+/** A kernel's buffer that was full has sent more than this. */
+const segmentLimit = 16;
 
 /** Linux's SO_SNDBUF (socket(7)), and how much of it may wait for the peer when there is certainly room. */
 const SO_SNDBUF = 7;
@@ -77,6 +83,15 @@ interface Look {
   readonly requestCount: number;
 }
 
+/** A request, and how its connection was when its handler was called. */
+interface WatchedRequest {
+  readonly open: OpenRequest;
+  readonly readSize: number;
+  /** Of all bytes that were written, those that have arrived. */
+  readonly arrivedSize: number;
+  readonly sentSegmentCount: number;
+}
+
 /** One connection of a server. */
 export class HttpConnection {
   readonly descriptor: number;
@@ -85,11 +100,13 @@ export class HttpConnection {
   /** Null over a Unix socket. */
   readonly peer: string | null;
   registration: Registration | null = null;
+  /** When it was last looked for. */
+  registeredAt = -Infinity;
   /** Since when it has been as it is. */
   settled: Look | null = null;
   verdict: Verdict = { state: "busy", reason: "unsettled" };
   /** The request in flight, or the last one; null before the first that was watched. */
-  request: { readonly open: OpenRequest; readonly readSize: number } | null = null;
+  request: WatchedRequest | null = null;
   lastRequest: LastRequest | null = null;
   requestCount = 0;
   /** What the server had read when the last request was answered, or when it was first seen. */
@@ -122,10 +139,14 @@ export class HttpConnections {
   #walk: number[] = [];
   /** Whether every descriptor has been looked at. */
   #isWalked = false;
+  #walkMs = 0;
+  /** Not before then the next walk begins, the next look for requests that have ended. */
+  #walkAt = -Infinity;
+  #sweepAt = -Infinity;
   #beat = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #unwatch: () => void = () => {};
-  #parkedCount = 0;
+  readonly #parked = new Set<HttpConnection>();
   #parsers: ReadonlyMap<number, HttpSocket> | null = null;
   #parsersAt = -Infinity;
   #dead: OwnedDescriptor | null = null;
@@ -133,6 +154,7 @@ export class HttpConnections {
   constructor(runtime: Runtime, options: HttpConnectionsOptions) {
     this.#runtime = runtime;
     this.#options = options;
+    options.requests.livePeers = () => this.#livePeers();
   }
 
   /** Begins to watch, for one endpoint. */
@@ -166,7 +188,7 @@ export class HttpConnections {
     const ready = () => this.#candidates.get(endpoint)?.size ?? 0;
     this.#look(() => Date.now() >= until || ready() >= limit, isLast);
     const found = [...this.#candidates.get(endpoint) ?? []].slice(0, limit);
-    this.#register(found);
+    if (this.#isWalked) this.#register([...this.of(endpoint)]);
     for (const connection of found) this.#candidates.get(endpoint)!.delete(connection);
     return found;
   }
@@ -231,7 +253,7 @@ export class HttpConnections {
       unwatch(this.#runtime, connection.descriptor);
     }
     return () => {
-      this.#parkedCount -= connection.parkedAt < 0 ? 0 : 1;
+      this.#parked.delete(connection);
       connection.parkedAt = -1;
       connection.settled = null;
       register(this.#runtime, [connection.registration!]);
@@ -241,20 +263,36 @@ export class HttpConnections {
   #listen(): void {
     this.#timer = setTimeout(() => {
       this.#beat++;
-      this.#options.requests.sweep();
-      if (this.#parkedCount > 0) this.#lookAtParked();
+      this.#sweep();
+      if (this.#parked.size > 0) this.#lookAtParked();
       this.#listen();
     }, beatMs);
   }
 
+  /** As often as it costs little. */
+  #sweep(): void {
+    const now = performance.now();
+    if (now < this.#sweepAt) return;
+    this.#options.requests.sweep();
+    this.#sweepAt = performance.now() + idleShare * (performance.now() - now);
+  }
+
   /** Goes on walking until it is enough, or once around. */
   #look(isEnough: () => boolean, isLast: boolean): void {
-    if (this.#walk.length === 0) this.#beginWalk();
+    const start = performance.now();
+    if (this.#walk.length === 0) {
+      if (start < this.#walkAt) return;
+      this.#walkMs = 0;
+      this.#beginWalk();
+    }
     while (this.#walk.length > 0 && !isEnough()) {
       const connection = this.#visit(this.#walk.pop()!);
       if (connection) this.#judge(connection, isLast);
     }
-    if (this.#walk.length === 0) this.#isWalked = true;
+    this.#walkMs += performance.now() - start;
+    if (this.#walk.length > 0) return;
+    this.#isWalked = true;
+    this.#walkAt = performance.now() + Math.max(settledBeats * beatMs, idleShare * this.#walkMs);
   }
 
   #beginWalk(): void {
@@ -284,7 +322,7 @@ export class HttpConnections {
   }
 
   #forget(connection: HttpConnection): void {
-    if (connection.parkedAt >= 0) this.#parkedCount--;
+    this.#parked.delete(connection);
     connection.parkedAt = -1;
     this.#found.delete(connection.descriptor);
     this.#candidates.get(connection.endpoint)?.delete(connection);
@@ -322,6 +360,7 @@ export class HttpConnections {
     const socket = this.#socketOf(connection);
     if (socket?.isEncrypted) connection.stays = "tls";
     const readSize = info.receivedSize - unread;
+    const hasRoom = this.#hasRoom(descriptor);
     return {
       isEstablished: info.state === "TCP_ESTABLISHED",
       inFlightCount: this.#inFlight.get(peer!) ?? 0,
@@ -329,13 +368,13 @@ export class HttpConnections {
       readSize,
       unreadSize: unread,
       writtenSize: info.writtenSize,
-      hasRoom: this.#hasRoom(descriptor),
-      isSettled: this.#isSettled(connection, readSize, info.writtenSize),
+      hasRoom,
+      isSettled: this.#isSettled(connection, readSize, info.writtenSize, hasRoom),
       sinceReceivedMs: info.sinceReceivedMs,
       sinceSentMs: info.sinceSentMs,
       hasRetransmitted: info.hasRetransmitted,
       lastRequest: connection.lastRequest,
-      doubt: this.#doubt(connection),
+      doubt: this.#doubt(connection, readSize),
     };
   }
 
@@ -344,20 +383,22 @@ export class HttpConnections {
     return size === 0 || size <= integerOption(this.#runtime, descriptor, SO_SNDBUF) / roomShare;
   }
 
-  #isSettled(connection: HttpConnection, readSize: number, writtenSize: number): boolean {
+  #isSettled(connection: HttpConnection, readSize: number, writtenSize: number, hasRoom: boolean): boolean {
     const { settled, requestCount } = connection;
     const isSame = settled !== null && settled.readSize === readSize && settled.writtenSize === writtenSize &&
       settled.requestCount === requestCount;
-    if (!isSame) connection.settled = { beat: this.#beat, readSize, writtenSize, requestCount };
     if (Number.isNaN(connection.boundarySize)) connection.boundarySize = readSize;
-    return isSame && this.#beat - settled.beat >= settledBeats;
+    // Room that has just come is not used yet.
+    if (!hasRoom) connection.settled = null;
+    else if (!isSame) connection.settled = { beat: this.#beat, readSize, writtenSize, requestCount };
+    return hasRoom && isSame && this.#beat - settled.beat >= settledBeats;
   }
 
-  /** A request that was watched is a proof of everything; without one there may be something against it. */
-  #doubt({ peer, requestCount }: HttpConnection): string | null {
+  /** A request that was watched, and after which nothing came, is a proof; without one there may be something against it. */
+  #doubt({ peer, requestCount, boundarySize }: HttpConnection, readSize: number): string | null {
     const { requests, webSocketCount } = this.#options;
     const mark = requests.markOf(peer!);
-    if (mark !== null || requestCount > 0) return mark;
+    if (mark !== null || requestCount > 0 && boundarySize === readSize) return mark;
     return requests.doubt(webSocketCount?.() ?? 0) ?? (this.#hasStrangers() ? "unproven" : null);
   }
 
@@ -371,10 +412,11 @@ export class HttpConnections {
   /** The runtime's own object, on Node. */
   #socketOf({ descriptor }: HttpConnection): HttpSocket | null {
     if (!this.#runtime.httpSockets) return null;
-    const now = Date.now();
-    if (now - this.#parsersAt > parserMs) {
-      this.#parsersAt = now;
+    const now = performance.now();
+    if (now >= this.#parsersAt) {
       this.#parsers = this.#runtime.httpSockets();
+      // One that has read since then is found out.
+      this.#parsersAt = performance.now() + idleShare * (performance.now() - now);
     }
     return this.#parsers!.get(descriptor) ?? null;
   }
@@ -382,12 +424,17 @@ export class HttpConnections {
   /** What puts connections back into the event loop is read once for many. */
   #register(connections: readonly HttpConnection[]): void {
     if (this.#runtime.httpSockets) return;
-    const missing = connections.filter(({ registration }) => registration === null);
-    if (missing.length === 0) return;
-    // As long as it is read, it is read for all.
-    const wanted = [...this.#found.values()].filter(({ registration }) => registration === null);
+    const now = performance.now();
+    const isMissing = ({ registration, registeredAt }: HttpConnection) =>
+      registration === null && now - registeredAt >= registerAgainMs;
+    if (!connections.some(isMissing)) return;
+    // When it is read, it is read for all.
+    const wanted = [...this.#found.values()].filter(isMissing);
     const watches = watchesOfAll(this.#runtime, wanted.map(({ descriptor }) => descriptor));
-    for (const connection of wanted) connection.registration = watches.get(connection.descriptor) ?? null;
+    for (const connection of wanted) {
+      connection.registration = watches.get(connection.descriptor) ?? null;
+      connection.registeredAt = now;
+    }
   }
 
   #count(peer: string | null, by: number): void {
@@ -401,28 +448,46 @@ export class HttpConnections {
   #began(open: OpenRequest): void {
     this.#count(open.peer, 1);
     const connection = this.#only(open.peer);
-    if (!connection) return;
-    if (connection.parkedAt >= 0 && !connection.isFrozen) this.#unpark(connection);
-    const readSize = this.#readSize(connection);
+    const info = connection && tcpInfoOf(this.#runtime, connection.descriptor);
+    if (!info) return;
+    connection.stays ??= open.obstacle;
+    // It had been read already, together with the one before.
+    this.#unpark(connection);
+    const { descriptor } = connection;
+    const readSize = info.receivedSize - unreadSize(this.#runtime, descriptor);
     const isPipelined = connection.request?.readSize === readSize || connection.lastRequest?.isPipelined === true;
     connection.requestCount++;
-    connection.request = { open, readSize };
     connection.lastRequest = { readSize, isWhole: false, isPipelined };
+    const arrivedSize = info.writtenSize - unsentSize(this.#runtime, descriptor);
+    connection.request = { open, readSize, arrivedSize, sentSegmentCount: info.sentSegmentCount };
   }
 
-  /** The last answer of a connection is finished: from here on its next request stays in the kernel. */
   #ended(open: OpenRequest): void {
     this.#count(open.peer, -1);
     const connection = this.#only(open.peer);
-    const asker = connection && this.#askers.get(connection.endpoint);
     if (!connection || connection.request?.open !== open) return;
-    const readSize = this.#readSize(connection);
-    const isWhole = open.isBodiless || readSize - connection.boundarySize === open.size;
-    connection.lastRequest = { ...connection.lastRequest!, readSize: open.isBodiless ? connection.request.readSize : readSize, isWhole };
+    const info = tcpInfoOf(this.#runtime, connection.descriptor);
+    if (!info) return;
+    const { request, boundarySize } = connection;
+    const readSize = info.receivedSize - unreadSize(this.#runtime, connection.descriptor);
+    const isMeasured = readSize - boundarySize === open.size;
+    connection.lastRequest = {
+      readSize: isMeasured ? readSize : request.readSize,
+      isWhole: this.#options.requests.markOf(open.peer!) === null && (isMeasured || open.isBodiless),
+      isPipelined: connection.lastRequest!.isPipelined,
+    };
     connection.boundarySize = readSize;
-    if (!open.canMove) connection.stays = "protocol";
-    else if (isWhole && asker) this.#park(connection);
-    asker?.();
+    if (this.#isSmall(connection, request, info)) this.#park(connection);
+    this.#askers.get(connection.endpoint)?.();
+  }
+
+  /**
+   * Whether an answer was so small that all of it went into the kernel at once:
+   * out of the event loop the server does not hear of room for more.
+   */
+  #isSmall({ descriptor }: HttpConnection, { arrivedSize, sentSegmentCount }: WatchedRequest, info: TcpInfo): boolean {
+    return info.writtenSize - arrivedSize <= integerOption(this.#runtime, descriptor, SO_SNDBUF) / roomShare &&
+      info.sentSegmentCount - sentSegmentCount <= segmentLimit;
   }
 
   #only(peer: string | null): HttpConnection | null {
@@ -430,41 +495,47 @@ export class HttpConnections {
     return found.length === 1 && this.#isSame(found[0]!) ? found[0]! : null;
   }
 
-  #readSize({ descriptor }: HttpConnection): number {
-    const received = tcpInfoOf(this.#runtime, descriptor)?.receivedSize ?? NaN;
-    return received - unreadSize(this.#runtime, descriptor);
-  }
-
+  /** After an answer the next request stays in the kernel. */
   #park(connection: HttpConnection): void {
-    const { descriptor, registration, isFrozen, parkedAt } = connection;
-    if (this.#runtime.httpSockets || !registration || isFrozen || parkedAt >= 0 || this.#parkedCount >= parkedLimit) return;
+    const { descriptor, registration, isFrozen, stays, lastRequest, endpoint } = connection;
+    if (!registration || isFrozen || stays !== null || !lastRequest?.isWhole || lastRequest.isPipelined) return;
+    if (this.#parked.has(connection) || this.#parked.size >= parkedLimit || !this.#askers.has(endpoint)) return;
     unwatch(this.#runtime, descriptor);
     connection.parkedAt = this.#beat;
-    this.#parkedCount++;
+    this.#parked.add(connection);
   }
 
   #unpark(connection: HttpConnection): void {
-    if (connection.parkedAt < 0 || connection.isFrozen) return;
+    if (connection.isFrozen || !this.#parked.delete(connection)) return;
     connection.parkedAt = -1;
-    this.#parkedCount--;
     if (this.#isSame(connection)) register(this.#runtime, [connection.registration!]);
   }
 
   /** A parked one that is not taken soon goes on. */
   #lookAtParked(): void {
-    let isAny = false;
-    for (const connection of this.#found.values()) {
-      const { parkedAt, isFrozen } = connection;
-      if (parkedAt < 0 || isFrozen) continue;
-      const isSame = this.#isSame(connection);
-      if (isSame) this.#judge(connection, false);
+    const asked = new Set<string>();
+    for (const connection of [...this.#parked]) {
+      if (connection.isFrozen) continue;
+      if (!this.#isSame(connection)) {
+        this.#forget(connection);
+        continue;
+      }
+      this.#judge(connection, false);
       const { state, reason } = connection.verdict;
-      if (!isSame) this.#forget(connection);
-      else if (state === "boundary") isAny = true;
+      if (state === "boundary") asked.add(connection.endpoint);
       else if (reason !== "unsettled" && reason !== "unsent") this.#unpark(connection);
-      if (this.#beat - parkedAt >= parkedBeats) this.#unpark(connection);
+      if (this.#beat - connection.parkedAt >= parkedBeats) this.#unpark(connection);
     }
-    if (isAny) for (const ask of this.#askers.values()) ask();
+    for (const endpoint of asked) this.#askers.get(endpoint)?.();
+  }
+
+  #livePeers(): ReadonlySet<string> {
+    const live = new Set<string>();
+    for (const descriptor of openDescriptors(this.#runtime)) {
+      const peer = peerAddress(this.#runtime, descriptor);
+      if (peer && peer.family !== "unix") live.add(peerKey(peer));
+    }
+    return live;
   }
 
   #deadSocket(): OwnedDescriptor {

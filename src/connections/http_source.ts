@@ -8,6 +8,9 @@
 import type { HttpConnection, HttpConnections } from "./http_connections.ts";
 import type { Census, Frozen, Movable, Source } from "./movable.ts";
 
+/** What will hardly become certain. */
+const doubts: readonly string[] = ["upgraded", "unproven"];
+
 /** The connections of one endpoint. */
 export class HttpSource implements Source {
   readonly #connections: HttpConnections;
@@ -37,9 +40,10 @@ export class HttpSource implements Source {
   census(): Census {
     let waiting = 0;
     const staying: Record<string, number> = {};
-    for (const { stays } of this.#connections.of(this.#endpoint)) {
-      if (stays === null) waiting++;
-      else staying[stays] = (staying[stays] ?? 0) + 1;
+    for (const { stays, verdict } of this.#connections.of(this.#endpoint)) {
+      const reason = stays ?? (doubts.includes(verdict.reason) ? verdict.reason : null);
+      if (reason === null) waiting++;
+      else staying[reason] = (staying[reason] ?? 0) + 1;
     }
     return { waiting, staying };
   }

@@ -25,8 +25,8 @@ export interface RequestPeer {
 export interface OpenRequest {
   /** Its connection's other end, as {@linkcode peerKey} writes it; null when it is not known. */
   readonly peer: string | null;
-  /** Whether it may go on in another process: over TCP, in plain HTTP/1.1. */
-  readonly canMove: boolean;
+  /** Why its connection cannot go on in another process, `tls`, `http2`, `unix`; null when it can. */
+  readonly obstacle: string | null;
   /** The length of its head as a client writes it who wastes nothing, and of its body; NaN when unknown. */
   readonly size: number;
   /** Whether it has no body. */
@@ -44,8 +44,8 @@ export interface RequestWatcher {
 /** How many entries there are before those that have ended are looked for. */
 const leastCount = 64;
 
-/** Peers that are kept in mind; with more, none is known. */
-const markLimit = 16_384;
+/** How many peers are kept in mind before those that have gone are looked for. */
+const leastMarkCount = 1_024;
 
 /** Of so many requests one is looked at more closely at rest; of the first ones each. */
 const sampleEvery = 16;
@@ -102,7 +102,7 @@ class Entry implements OpenRequest {
   readonly beside: unknown;
   isReturned = false;
   peer: string | null = null;
-  #canMove: boolean | null = null;
+  #obstacle: string | null | undefined;
 
   constructor(kind: Kind, request: unknown, beside: unknown) {
     this.kind = kind;
@@ -110,8 +110,9 @@ class Entry implements OpenRequest {
     this.beside = beside;
   }
 
-  get canMove(): boolean {
-    return this.#canMove ??= isPlain(this.kind, this.request) && peerOf(this.kind, this.request, this.beside) !== null;
+  get obstacle(): string | null {
+    if (this.#obstacle === undefined) this.#obstacle = obstacleOf(this.kind, this.request, this.beside);
+    return this.#obstacle;
   }
 
   get isBodiless(): boolean {
@@ -140,10 +141,11 @@ export class Requests {
   readonly #nodeServers = new Set<ServerLike>();
   #sweepAt = leastCount;
   #count = 0;
-  #hasForgotten = false;
+  #pruneAt = leastMarkCount;
   #hasSeenOthers = false;
   #isSweeping = false;
   #truePeer: (peer: RequestPeer) => RequestPeer | null = () => null;
+  #livePeers: () => ReadonlySet<string> = () => new Set();
 
   /** How many there are; some of them may have ended. */
   get size(): number {
@@ -165,6 +167,11 @@ export class Requests {
     this.#truePeer = correct;
   }
 
+  /** Tells which peers are connected, as {@linkcode peerKey} writes them. */
+  set livePeers(find: () => ReadonlySet<string>) {
+    this.#livePeers = find;
+  }
+
   /** A fetch handler is about to be called; `end` says what it returned. */
   fetch(request: unknown, beside: unknown): Entry {
     const entry = new Entry(kindOf(beside), request, beside);
@@ -181,7 +188,9 @@ export class Requests {
   returned(entry: OpenRequest, response: unknown): void {
     const known = entry as Entry;
     known.isReturned = true;
-    if ((response as ResponseLike | undefined)?.status === 101) this.#mark(known, "upgraded");
+    const status = (response as ResponseLike | undefined)?.status;
+    // Bun's upgrade leaves nothing to return.
+    if (status === 101 || known.kind === "bun" && response === undefined) this.#mark(known, "upgraded");
     else if (!isRead(known.request)) this.#mark(known, "body");
     if (known.kind === "unknown") this.#end(known);
     else if (known.kind === "bun" && this.#watchers.size > 0) this.#sweepSoon();
@@ -227,7 +236,7 @@ export class Requests {
    */
   doubt(webSocketCount: number): string | null {
     if (this.#count === 0) return "unproven";
-    if (this.#hasSeenOthers || this.#hasForgotten) return "unproven";
+    if (this.#hasSeenOthers) return "unproven";
     let [pending, sockets] = [0, 0];
     for (const server of this.#bunServers) {
       pending += server.pendingRequests ?? 0;
@@ -242,7 +251,8 @@ export class Requests {
     if (this.#open.size >= this.#sweepAt) this.sweep();
     this.#open.add(entry);
     const number = this.#count++;
-    if (number < firstSamples || number % sampleEvery === 0) this.#sample(entry);
+    const isSample = number < firstSamples || number % sampleEvery === 0;
+    if (isSample || entry.kind === "unknown") this.#sample(entry);
     if (this.#watchers.size === 0) return;
     entry.peer = this.#peerOf(entry);
     if (entry.peer !== null) this.#marks.delete(entry.peer);
@@ -265,14 +275,15 @@ export class Requests {
   #sweepSoon(): void {
     if (this.#isSweeping) return;
     this.#isSweeping = true;
-    setTimeout(() => {
+    setImmediate(() => {
       this.#isSweeping = false;
       this.sweep();
-    }, 0);
+    });
   }
 
   #sample(entry: Entry): void {
-    if (!this.#hasSeenOthers && !isPlain(entry.kind, entry.request)) this.#hasSeenOthers = true;
+    // What comes over a Unix socket is known to do so by its connection.
+    if (!this.#hasSeenOthers) this.#hasSeenOthers = (entry.obstacle ?? "unix") !== "unix";
   }
 
   #mark(entry: Entry, reason: string): void {
@@ -280,9 +291,14 @@ export class Requests {
     // Over a Unix socket nobody has an address, and nothing moves.
     if (peer === null) return;
     this.#marks.set(peer, reason);
-    if (this.#marks.size <= markLimit) return;
-    this.#marks.clear();
-    this.#hasForgotten = true;
+    if (this.#marks.size >= this.#pruneAt) this.#prune();
+  }
+
+  /** Peers that have gone by now. */
+  #prune(): void {
+    const live = this.#livePeers();
+    for (const peer of this.#marks.keys()) if (!live.has(peer)) this.#marks.delete(peer);
+    this.#pruneAt = Math.max(leastMarkCount, 2 * this.#marks.size);
   }
 
   #peerOf({ kind, request, beside }: Entry): string | null {
@@ -324,14 +340,12 @@ function denoPeer(info: DenoInfo): RequestPeer | null {
   }
 }
 
-/**
- * Whether a request is plain HTTP/1.1. HTTP/2 has no `Host`, and HTTP/1.0 need
- * not have one; of Node's requests the version is known.
- */
-function isPlain(kind: Kind, request: RequestLike): boolean {
-  if (kind === "unknown" || headerOf(request, "host") === null) return false;
-  if (kind === "node") return request.httpVersion === "1.1" && request.socket?.encrypted !== true;
-  return request.url?.startsWith("http:") === true;
+/** HTTP/2 has no `Host`, and HTTP/1.0 need not have one; of Node's requests the version is known. */
+function obstacleOf(kind: Kind, request: RequestLike, beside: unknown): string | null {
+  if (kind === "unknown") return "unproven";
+  if (request.socket?.encrypted === true || request.url?.startsWith("https:")) return "tls";
+  if (headerOf(request, "host") === null || kind === "node" && request.httpVersion !== "1.1") return "http2";
+  return peerOf(kind, request, beside) === null ? "unix" : null;
 }
 
 function headerOf({ headers }: RequestLike, name: string): string | null {

@@ -134,15 +134,20 @@ export async function openSeats(
 ): Promise<(Seat | TakeoverError)[]> {
   const until = Date.now() + openMs;
   const opened: (Seat | TakeoverError)[] = [];
-  while (opened.length < count) {
-    if (opened.length > 0) await turn();
-    const someCount = Math.min(openedAtOnce, count - opened.length);
-    opened.push(...undeferred(runtime, server, () => Array.from({ length: someCount }, () => openSeat(runtime, server, isTaken))));
+  const seats = () => opened.filter((seat) => seat instanceof Seat);
+  try {
+    while (opened.length < count) {
+      if (opened.length > 0) await turn();
+      const some = Array.from({ length: Math.min(openedAtOnce, count - opened.length) });
+      opened.push(...undeferred(runtime, server, () => some.map(() => openSeat(runtime, server, isTaken))));
+    }
+    await found(runtime, seats(), until);
+    await watched(runtime, seats(), until);
+  } catch (error) {
+    for (const seat of seats()) seat.close();
+    throw error;
   }
-  const seats = opened.filter((seat) => seat instanceof Seat);
-  await found(runtime, seats, until);
-  await watched(runtime, seats, until);
-  return opened.map((seat) => seat instanceof Seat && !seat.isReady ? given(seat, server, openMs) : seat);
+  return opened.map((seat) => seat instanceof Seat && !seat.isReady ? abandoned(seat, server, openMs) : seat);
 }
 
 /** Reads anew what puts the server's ends into its event loop; once for all. */
@@ -290,7 +295,7 @@ async function watched(runtime: Runtime, seats: readonly Seat[], until: number):
   }
 }
 
-function given(seat: Seat, { address }: OwnServer, openMs: number): TakeoverError {
+function abandoned(seat: Seat, { address }: OwnServer, openMs: number): TakeoverError {
   seat.close();
   return new TakeoverError(
     "ERR_TAKEOVER_ADOPT",

@@ -1,14 +1,16 @@
 /**
  * Draining: requests in flight complete, every further response on a kept
  * connection says `Connection: close`, and what is left ends at the deadline.
+ * While connections move to a successor, only those are told that cannot.
  *
- * The request path of a server that does not drain is one look at a flag.
- * Connections are counted by walking the descriptor table, and only while
- * draining.
+ * The request path of a server that does not drain is an entry in a set and a
+ * look at a flag. Connections are counted by walking the descriptor table, and
+ * only while draining.
  *
  * @module
  */
 
+import { type OpenRequest, Requests } from "../connections/requests.ts";
 import { cameThrough } from "../sockets/address.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
 import type { Runtime } from "../runtime.ts";
@@ -46,23 +48,54 @@ export type FetchHandler = (request: any, info?: any) => unknown;
 // deno-lint-ignore no-explicit-any
 export type RequestListener = (request: any, response: any) => unknown;
 
+/**
+ * What handlers tell the other ends of their connections: nothing, `Connection:
+ * close` to those whose connections cannot move, or to all.
+ */
+export type DrainMode = "serving" | "moving" | "closing";
+
 /** Whether the process drains, and the handlers that look. */
 export class Drain {
   /** The flag. */
-  active = false;
+  mode: DrainMode = "serving";
+  /** What the handlers are answering. */
+  readonly requests: Requests = new Requests();
+
+  /** Whether everybody is told. */
+  get active(): boolean {
+    return this.mode === "closing";
+  }
+
+  set active(isActive: boolean) {
+    this.mode = isActive ? "closing" : "serving";
+  }
 
   /**
-   * Wraps a fetch handler. The wrapper has the handler's own `length`: Deno
-   * looks at it and passes no more than that many arguments.
+   * Wraps a fetch handler. Deno looks at the wrapper's `length` and passes no
+   * more than that many arguments; what comes beside a request is needed here.
    */
   fetch<H extends FetchHandler>(handler: H): H {
     const drain = this;
+    const { requests } = this;
     const wrapper = function (this: unknown, request: unknown, info: unknown): unknown {
-      const response = handler.call(this, request, info);
-      if (response instanceof Promise) return response.then((value) => drain.active ? closing(value) : value);
-      return drain.active ? closing(response) : response;
+      const open = requests.fetch(request, info);
+      const answered = (value: unknown): unknown => {
+        requests.returned(open, value);
+        return drain.#isClosing(open) ? closing(value) : value;
+      };
+      const failed = (error: unknown): never => {
+        requests.returned(open, null);
+        throw error;
+      };
+      let response: unknown;
+      try {
+        response = handler.call(this, request, info);
+      } catch (error) {
+        failed(error);
+      }
+      return response instanceof Promise ? response.then(answered, failed) : answered(response);
     };
-    Object.defineProperty(wrapper, "length", { value: handler.length });
+    Object.defineProperty(wrapper, "length", { value: Math.max(handler.length, 2) });
     return wrapper as unknown as H;
   }
 
@@ -70,10 +103,15 @@ export class Drain {
   listener<H extends RequestListener>(handler: H): H {
     const drain = this;
     const wrapper = function (this: unknown, request: unknown, response: ServerResponseLike): unknown {
-      if (drain.active && !response.headersSent) response.setHeader("Connection", "close");
+      const open = drain.requests.listener(this, request, response);
+      if (drain.#isClosing(open) && !response.headersSent) response.setHeader("Connection", "close");
       return handler.call(this, request, response);
     };
     return wrapper as unknown as H;
+  }
+
+  #isClosing(open: OpenRequest): boolean {
+    return this.mode === "closing" || this.mode === "moving" && open.obstacle !== null;
   }
 }
 

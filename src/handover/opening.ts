@@ -57,7 +57,15 @@ export async function openEndpoint<T>(
   const given = isInherited ? found : foreign.claim(name, wanted);
   const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, succession?.endpoints);
   paths.take(identity.address);
-  const adopted = await owning(descriptor, (owned) => adopt(runtime, limits, name, owned, identity, open));
+  const adopted = await owning(descriptor, async (owned) => {
+    try {
+      return await adopt(runtime, limits, name, owned, identity, open);
+    } catch (error) {
+      // Nobody will ever answer on a path that was bound for it.
+      if (!given && identity.address.family === "unix") paths.remove(identity.address.path);
+      throw error;
+    }
+  });
   const { native, descriptor: held, registrations } = adopted;
   const endpoint = new Endpoint(runtime, {
     kind: "listener",

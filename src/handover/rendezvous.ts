@@ -7,8 +7,8 @@
  * @module
  */
 
-import { cString, OwnedDescriptor } from "../sockets/descriptors.ts";
-import { checked, isSystemError, TakeoverError } from "../errors.ts";
+import { cString, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { checked, isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import { errnoOf } from "../c/errno.ts";
 import type { Limits } from "../limits.ts";
 import { bindListener, connectPath, type FileStatus, statusOf, statusOfDescriptor, unlinkPath } from "../sockets/listener.ts";
@@ -46,8 +46,16 @@ export async function meet(runtime: Runtime, path: string, limits: Limits): Prom
   } catch (error) {
     throw unusable(path, error);
   } finally {
-    unlinkPath(runtime, lockPath(path));
-    lock[Symbol.dispose]();
+    owning(lock, () => removeLock(runtime, lockPath(path)));
+  }
+}
+
+/** One that stays locks nobody out: what counts is who holds it. */
+function removeLock(runtime: Runtime, path: string): void {
+  try {
+    unlinkPath(runtime, path);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
   }
 }
 

@@ -257,11 +257,15 @@ export class Takeover implements AsyncDisposable {
    *
    * @throws {TakeoverError} When the incumbent refuses or does not answer; it
    *   serves on, and this process should end. `ERR_TAKEOVER_STATE` when called
-   *   twice, or closed meanwhile.
+   *   twice, before `listen` has resolved, or closed meanwhile.
    */
   async ready(): Promise<void> {
     this.#checkStage("be ready", "starting");
     if (this.#isReadying) throw new TakeoverError("ERR_TAKEOVER_STATE", "Cannot be ready twice: await the first call");
+    if (this.#opening.size > 0) {
+      const names = [...this.#opening].map((name) => JSON.stringify(name)).join(", ");
+      throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot be ready while ${names} is being opened: await listen first`);
+    }
     this.#isReadying = true;
     const claimed = this.inherited.filter((name) => this.#isClaimed(name));
     try {

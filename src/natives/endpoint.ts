@@ -9,6 +9,7 @@
  * @module
  */
 
+import { SystemError } from "../errors.ts";
 import { owning } from "../sockets/descriptors.ts";
 import { canPause, register, type Registration, registrationsOf, unregister } from "../sockets/event_loop.ts";
 import { deadListener } from "./graft.ts";
@@ -80,13 +81,18 @@ export class Endpoint {
   /**
    * Closes this process's copy of the socket. The native server goes on with a
    * listener that nobody knows, so that it can be closed in any order, and
-   * keeps its connections until then.
+   * keeps its connections until then. Where there is no descriptor for that
+   * listener, the server keeps its copy, paused, until it is closed.
    */
   release(): void {
     if (!this.alive) return;
     this.pause();
-    owning(deadListener(this.#runtime, this.identity.family), ({ number }) => {
-      duplicateOver(this.#runtime, number, this.descriptor);
-    });
+    try {
+      owning(deadListener(this.#runtime, this.identity.family), ({ number }) => {
+        duplicateOver(this.#runtime, number, this.descriptor);
+      });
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+    }
   }
 }

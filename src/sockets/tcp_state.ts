@@ -21,6 +21,7 @@ const tcpInfo = {
   total_retrans: { offset: 100, size: 4 },
   bytes_received: { offset: 128, size: 8 },
   notsent_bytes: { offset: 144, size: 4 },
+  data_segs_out: { offset: 156, size: 4 },
   bytes_sent: { offset: 200, size: 8 },
   bytes_retrans: { offset: 208, size: 8 },
 } as const;
@@ -67,6 +68,8 @@ export interface TcpInfo {
   readonly receivedSize: number;
   /** Bytes that were written, whether they have been sent or not. */
   readonly writtenSize: number;
+  /** Segments with data that were sent. */
+  readonly sentSegmentCount: number;
   /** Whether a segment had to be sent again. */
   readonly hasRetransmitted: boolean;
 }
@@ -86,6 +89,7 @@ export function tcpInfoOf({ abi, libc }: Runtime, descriptor: number): TcpInfo |
     sinceSentMs: readField(view, tcpInfo.last_data_sent),
     receivedSize: readField(view, tcpInfo.bytes_received),
     writtenSize: readField(view, bytes_sent) - readField(view, bytes_retrans) + readField(view, notsent_bytes),
+    sentSegmentCount: readField(view, tcpInfo.data_segs_out),
     hasRetransmitted: readField(view, tcpInfo.total_retrans) > 0,
   };
 }

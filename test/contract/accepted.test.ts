@@ -365,6 +365,9 @@ const answersSlowReader = (kind: Kind, sinkOf: (own: Own) => Sink) =>
 onServed("acceptedSink passes an answer on to a client that reads slowly", (kind) =>
   answersSlowReader(kind, ({ options }) => acceptedSink(runtime, options)));
 
+test("acceptedSink gives node:http a connection with a client that reads slowly", () =>
+  answersSlowReader(nodeHttp, ({ options }) => acceptedSink(runtime, options)));
+
 test("SeatedSink passes an answer on to a client that reads slowly", () => answersSlowReader(nodeHttp, seated));
 
 /** A request after which the server closes: the client gets the answer and the end. */
@@ -473,6 +476,24 @@ test("SeatedSink refuses a connection of another family", async () => {
   });
 });
 
+/** A body in chunks that is more than any buffer holds, from a client that ends its side. */
+const takesChunks = (kind: Kind) =>
+  serving(kind, loopback, async ({ options }) => {
+    const moved = await pairs(1);
+    const { client } = moved[0]!;
+    await move(acceptedSink(runtime, options), moved);
+    client.write("POST /chunks HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    const chunk = "y".repeat(50_000);
+    for (let count = 0; count < 20; count++) client.write(`${chunk.length.toString(16)}\r\n${chunk}\r\n`);
+    client.end("0\r\n\r\n");
+    assert.equal(await nextAnswer(client), expected(client, "/chunks", chunk.repeat(20)));
+    await gone(moved);
+  });
+
+onServed("a connection that was moved takes a body in chunks", takesChunks);
+
+test("a connection that node:http was given takes a body in chunks", () => takesChunks(nodeHttp));
+
 test("acceptedSink gives node:http connections that it counts, and waits for when it closes", async () => {
   await serving({ ...nodeHttp, close: () => {} }, loopback, async ({ native, options }) => {
     const server = native as http.Server;
@@ -498,7 +519,7 @@ test("TruePeers forgets a connection that has ended", async () => {
   const [pair] = await pairs(1);
   const { client, arrival: { descriptor, peer, cookie } } = pair!;
   const name: SocketAddress = { family: "inet", hostname: "127.9.9.9", port: 999 };
-  peers.add(name, peer, descriptor.number, cookie);
+  peers.add(name, peer!, descriptor.number, cookie);
   assert.deepEqual(peers.of("127.9.9.9", 999), peer);
   assert.deepEqual(peers.of("::ffff:127.9.9.9", 999), peer);
   assert.equal(peers.of("127.9.9.9", 998), null);
