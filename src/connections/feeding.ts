@@ -173,13 +173,13 @@ function step(runtime: Runtime, seating: Seating): Moved {
 /** Puts the true socket under the server's end, which has the registration that was read last. */
 function putUnder(runtime: Runtime, { seat, socket, seated }: Seating): void {
   const registrations = unregister(runtime, [seat.registration!]);
-  // Nobody hears of the reset any more; the other way round the server's end would say goodbye first.
-  seat.reset();
   duplicateOver(runtime, socket.number, seat.descriptor);
   // Whatever waits in the socket already is told of by putting it in.
   register(runtime, registrations);
   seated();
   socket[Symbol.dispose]();
+  // The server's end is closed first, and ours after it: neither is reset.
+  seat.close();
 }
 
 /** Bytes of one's own end that are there now; null at the end, and when the server has reset it. */
@@ -214,7 +214,7 @@ function isSilent(runtime: Runtime, { end, name, descriptor }: Seat): boolean {
 /** Neither the server nor the client hears of the other again. */
 function close({ seat, socket }: Seating): void {
   socket[Symbol.dispose]();
-  seat.reset();
+  seat.close();
 }
 
 function notSeated(why: string, cause?: unknown): TakeoverError {

@@ -101,7 +101,7 @@ export class HttpConnection {
   readonly peer: string | null;
   registration: Registration | null = null;
   /** When it was last looked for. */
-  registeredAt = -Infinity;
+  registeredAt: number = -Infinity;
   /** Since when it has been as it is. */
   settled: Look | null = null;
   verdict: Verdict = { state: "busy", reason: "unsettled" };
@@ -110,7 +110,7 @@ export class HttpConnection {
   lastRequest: LastRequest | null = null;
   requestCount = 0;
   /** What the server had read when the last request was answered, or when it was first seen. */
-  boundarySize = NaN;
+  boundarySize: number = NaN;
   /** The beat of its parking; -1 when it is in the event loop. */
   parkedAt = -1;
   isFrozen = false;
@@ -146,7 +146,7 @@ export class HttpConnections {
   #beat = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #unwatch: () => void = () => {};
-  readonly #parked = new Set<HttpConnection>();
+  readonly #parked: Set<HttpConnection> = new Set();
   #parsers: ReadonlyMap<number, HttpSocket> | null = null;
   #parsersAt = -Infinity;
   #dead: OwnedDescriptor | null = null;

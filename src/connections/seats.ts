@@ -40,9 +40,6 @@ const EPOLLIN = 1;
 const IPPROTO_TCP = 6;
 const TCP_DEFER_ACCEPT = 9;
 
-/** Linux's SO_LINGER (socket(7)): on, for no time, lets close(2) reset the connection. */
-const SO_LINGER = 13;
-
 /** Ports above net.ipv4.ip_local_port_range, which is 32768 to 60999 unless it was changed. */
 const firstPort = 61_000;
 const portCount = 65_536 - firstPort;
@@ -104,17 +101,8 @@ export class Seat {
     this.#found = { descriptor, cookie: cookieOf(this.#runtime, descriptor) };
   }
 
-  /** Leaves as a client that never sent anything. */
+  /** Leaves, as a client that has nothing more to say. */
   close(): void {
-    this.end[Symbol.dispose]();
-  }
-
-  /** Closes our end when the server's has gone, so that neither of them waits (TIME_WAIT). */
-  reset(): void {
-    const { abi, libc } = this.#runtime;
-    const linger = allocate(8);
-    viewOf(linger).setInt32(0, 1, true);
-    libc.setsockopt(this.end.number, abi.constants.SOL_SOCKET, SO_LINGER, linger, linger.length);
     this.end[Symbol.dispose]();
   }
 }

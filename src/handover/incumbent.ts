@@ -42,6 +42,8 @@ export interface IncumbentHost {
   lease(to: Peer, claimed: readonly string[]): void;
   /** Connections may move to the successor; the second connection is taken. */
   move(second: Conversation): void;
+  /** What a TLS server encrypts its session tickets with; empty for none. */
+  ticketKeys(name: string): string;
   /** What the application gives its successor. */
   state(): OfferedState | null;
   /** The successor was lost after ready: accept again. */
@@ -212,7 +214,7 @@ export class Incumbent {
       pid: runtime.libc.getpid(),
       runtime: `${runtime.name} ${runtime.version}`,
       generation,
-      endpoints: endpoints.map(manifestEntry),
+      endpoints: endpoints.map((endpoint) => manifestEntry(endpoint, this.#host.ticketKeys(endpoint.name))),
       moves: hello.moves,
       state: this.#host.state(),
     } as { type: string });
@@ -299,8 +301,9 @@ function isTimeout(error: unknown): boolean {
   return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT";
 }
 
-function manifestEntry({ kind, name, identity, isSupervised }: Endpoint): OfferedEndpoint {
-  return { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+function manifestEntry({ kind, name, identity, isSupervised }: Endpoint, ticketKeys: string): OfferedEndpoint {
+  const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+  return ticketKeys ? { ...entry, ticketKeys } : entry;
 }
 
 function checkNames(names: readonly string[], endpoints: readonly Endpoint[], verb: string): void {

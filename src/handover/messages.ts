@@ -57,6 +57,8 @@ export interface OfferedEndpoint {
   readonly cookie: string;
   /** Whether the place belongs to a service manager or the like. */
   readonly supervised?: boolean;
+  /** The keys of a TLS server's session tickets, 96 hexadecimal digits; empty for none. */
+  readonly ticketKeys?: string;
 }
 
 /** incumbent: the manifest, in the order in which the descriptors come. */
@@ -226,6 +228,7 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     address: parseAddress(object(head, "address")),
     cookie,
     supervised: head.supervised === true,
+    ticketKeys: typeof head.ticketKeys === "string" && head.ticketKeys.length === 96 ? head.ticketKeys : "",
   };
 }
 

@@ -50,6 +50,8 @@ export class Succession {
   readonly control: Unopened;
   /** The other sockets by name; an entry is taken out by whoever opens it. */
   readonly endpoints: Map<string, Unopened>;
+  /** The keys of the session tickets of the incumbent's TLS servers, by name. */
+  readonly ticketKeys: ReadonlyMap<string, string>;
   /** What the incumbent's application gave. */
   readonly state: OfferedState | null;
   readonly #conversation: Conversation;
@@ -66,6 +68,7 @@ export class Succession {
     limits: Limits,
   ) {
     this.state = offer.state;
+    this.ticketKeys = new Map(offer.endpoints.map(({ name, ticketKeys = "" }) => [name, ticketKeys]));
     this.#second = second;
     this.from = { pid: offer.pid, runtime: offer.runtime, generation: offer.generation };
     this.control = sockets[0]!;

@@ -24,6 +24,7 @@ import { ForeignSockets } from "./foreign_sockets.ts";
 import type { Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
+import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
@@ -85,6 +86,8 @@ export class Takeover implements AsyncDisposable {
   readonly #path: string;
   readonly #succession: Succession | null;
   readonly #endpoints = new Map<string, Endpoint>();
+  /** What holds them, as the application opened it. */
+  readonly #natives = new Map<string, unknown>();
   /** Names of endpoints whose servers are being opened. */
   readonly #opening = new Set<string>();
   readonly #paths: OwnPaths;
@@ -160,6 +163,7 @@ export class Takeover implements AsyncDisposable {
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
       endpoints: () => this.#offered(),
       greeted: () => this.#reporting.replacing(),
+      ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       move: (second) => this.#moves.depart(second),
@@ -410,6 +414,8 @@ export class Takeover implements AsyncDisposable {
     this.#checkListening(name);
     const { native, endpoint, isNew } = await openEndpoint(this.#sources, name, wanted, address, open);
     this.#add(endpoint, isNew);
+    if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
+    this.#natives.set(name, native);
     return native;
   }
 

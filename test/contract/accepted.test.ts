@@ -476,7 +476,7 @@ test("SeatedSink refuses a connection of another family", async () => {
   });
 });
 
-/** A body in chunks that is more than any buffer holds, from a client that ends its side. */
+/** A body in chunks that is more than any buffer holds. */
 const takesChunks = (kind: Kind) =>
   serving(kind, loopback, async ({ options }) => {
     const moved = await pairs(1);
@@ -485,8 +485,9 @@ const takesChunks = (kind: Kind) =>
     client.write("POST /chunks HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
     const chunk = "y".repeat(50_000);
     for (let count = 0; count < 20; count++) client.write(`${chunk.length.toString(16)}\r\n${chunk}\r\n`);
-    client.end("0\r\n\r\n");
-    assert.equal(await nextAnswer(client), expected(client, "/chunks", chunk.repeat(20)));
+    const whole = expected(client, "/chunks", chunk.repeat(20));
+    client.write("0\r\n\r\n");
+    assert.ok(await nextAnswer(client) === whole);
     await gone(moved);
   });
 

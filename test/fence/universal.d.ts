@@ -21,3 +21,4 @@ declare class AbortSignal {
   removeEventListener(type: "abort", listener: () => void): void;
 }
 declare const crypto: { getRandomValues<T extends Uint8Array>(bytes: T): T };
+declare const performance: { now(): number };

@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { binaries, root } from "./binaries.mjs";
 import type { LoadPlan, LoadReport } from "./load.ts";
-import { type RuntimeName, Server, startHttp } from "./server.ts";
+import { type RuntimeName, Server } from "./server.ts";
 
 /** A folder that is removed at the end. */
 export class Scratch implements Disposable {
@@ -40,16 +40,21 @@ export class Relay implements AsyncDisposable {
   readonly servers: Server[] = [];
   readonly #scratch = new Scratch();
   readonly #env: Record<string, string>;
+  readonly #file: string;
 
-  private constructor(port: number, env: Record<string, string>) {
+  private constructor(port: number, env: Record<string, string>, file: string) {
     this.port = port;
+    this.#file = file;
     this.path = join(this.#scratch.path, "takeover.sock");
     this.#env = { PORT: String(port), TAKEOVER: this.path, ...env };
   }
 
-  /** @param env What the servers get besides PORT and TAKEOVER. */
-  static async open(env: Record<string, string> = {}): Promise<Relay> {
-    return new Relay(await freePort(), env);
+  /**
+   * @param env What the servers get besides PORT and TAKEOVER.
+   * @param file The server.
+   */
+  static async open(env: Record<string, string> = {}, file = "examples/http.ts"): Promise<Relay> {
+    return new Relay(await freePort(), env, file);
   }
 
   /** The server that serves now. */
@@ -59,7 +64,7 @@ export class Relay implements AsyncDisposable {
 
   /** Starts a server without waiting for it. */
   start(runtime: RuntimeName, env: Record<string, string> = {}): Server {
-    return startHttp(runtime, { ...this.#env, ...env });
+    return new Server(runtime, this.#file, { ...this.#env, ...env });
   }
 
   /** Starts the next server and waits until it is ready; the one before drains on its own. */

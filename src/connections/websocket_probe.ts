@@ -1,0 +1,84 @@
+/**
+ * Asks a client where it is. A ping with random bytes is answered with the same
+ * bytes (RFC 6455, section 5.5.3): when that answer is the first thing that has
+ * come since nobody reads, what was read before ends with a whole frame. It is
+ * taken out of the socket, and nobody hears of it.
+ *
+ * This is for what cannot be counted: pings that the runtime answers by itself,
+ * messages in several frames, requests that were written in an unusual way.
+ *
+ * @module
+ */
+
+import { allocate } from "../c/bytes.ts";
+import { Msghdr } from "../c/msghdr.ts";
+import type { Runtime } from "../runtime.ts";
+import { unsentSize } from "../sockets/queues.ts";
+import { answerSize, isAnswer, isContinuation, pingFrame, tokenSize } from "./websocket_frames.ts";
+
+const MSG_PEEK = 2;
+
+/** How far it has come. */
+export type ProbeState = "asked" | "answered" | "between" | "failed";
+
+/** One question to one client, which nobody reads from or writes to meanwhile. */
+export class Probe {
+  readonly #runtime: Runtime;
+  readonly #descriptor: number;
+  readonly #token = crypto.getRandomValues(new Uint8Array(tokenSize));
+  readonly #until: number;
+  readonly #restMs: number;
+  #answeredAt = 0;
+  state: ProbeState;
+
+  /**
+   * Asks.
+   *
+   * @param answerMs How long the client has.
+   * @param restMs How long nothing more may have come for a message in several
+   *   frames not to be half-way. The first byte of the next frame says so at once.
+   */
+  constructor(runtime: Runtime, descriptor: number, answerMs: number, restMs: number) {
+    this.#runtime = runtime;
+    this.#descriptor = descriptor;
+    this.#until = Date.now() + answerMs;
+    this.#restMs = restMs;
+    const ping = pingFrame(this.#token);
+    // With nothing else in the send buffer it goes in whole.
+    const isSent = unsentSize(runtime, descriptor) === 0 &&
+      runtime.libc.write(descriptor, ping, ping.length) === ping.length;
+    this.state = isSent ? "asked" : "failed";
+  }
+
+  /** Looks what has come. */
+  look(isLast: boolean): ProbeState {
+    if (this.state === "asked") this.state = this.#answer();
+    if (this.state === "answered") this.state = this.#next(isLast);
+    return this.state;
+  }
+
+  #answer(): ProbeState {
+    const bytes = peek(this.#runtime, this.#descriptor, answerSize);
+    const isOurs = isAnswer(bytes, this.#token);
+    if (isOurs === null) return Date.now() < this.#until ? "asked" : "failed";
+    if (!isOurs) return "failed";
+    this.#runtime.libc.read(this.#descriptor, allocate(answerSize), answerSize);
+    this.#answeredAt = Date.now();
+    return "answered";
+  }
+
+  #next(isLast: boolean): ProbeState {
+    const [first] = peek(this.#runtime, this.#descriptor, 1);
+    if (first !== undefined) return isContinuation(first) ? "failed" : "between";
+    return isLast || Date.now() - this.#answeredAt >= this.#restMs ? "between" : "answered";
+  }
+}
+
+/** The first bytes that wait, which go on waiting; none after an error. */
+function peek(runtime: Runtime, descriptor: number, size: number): Uint8Array {
+  const { abi, libc } = runtime;
+  const message = new Msghdr(abi, (bytes) => runtime.addressOf(bytes), allocate(size), allocate(1));
+  message.aim(0, size, 0);
+  const count = libc.recvmsg(descriptor, message.bytes, MSG_PEEK | abi.constants.MSG_DONTWAIT);
+  return message.data.subarray(0, Math.max(0, count));
+}
