@@ -35,6 +35,8 @@ export interface Limits {
   readonly drainMs: number;
   /** The successor's answer to a batch of connections; past it they stay. */
   readonly keptMs: number;
+  /** Silence of a keep-alive connection of which it cannot be told otherwise that no request is half-read. */
+  readonly quietMs: number;
   /** What has been read from a connection and travels with it. */
   readonly unreadSize: number;
   /** A connection's state, or the process's, as JSON in UTF-8. */
@@ -65,6 +67,7 @@ export const defaultLimits: Limits = {
   openMs: 10_000,
   drainMs: 30_000,
   keptMs: 5_000,
+  quietMs: 3_000,
   unreadSize: 16 * 1024 * 1024,
   stateSize: 64 * 1024,
   endpointCount: 4_096,

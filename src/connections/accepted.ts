@@ -22,8 +22,10 @@ import { correctRequestIP, type TruePeers } from "./true_peers.ts";
 export interface AcceptedOptions extends OwnServer {
   /** What the application's callback returned. */
   readonly native: unknown;
-  /** How long a server may take to accept a connection, and how long nothing may move of what it is given. */
+  /** How long a server may take to accept a connection, and to answer a request that is made once more. */
   readonly openMs: number;
+  /** How long a server need not read what it is given, and a client what it is answered; five minutes. */
+  readonly stallMs?: number;
   /** Descriptors that must stay free. */
   readonly spareCount: number;
   /** Is told of every connection that the runtime knows by another name. */
@@ -56,6 +58,9 @@ interface Seated {
 /** Connections that are prepared at once. */
 export const batchCount = 256;
 
+/** As long as Node gives a whole request (http, `server.requestTimeout`). */
+const defaultStallMs = 300_000;
+
 /** A seat takes two descriptors until its socket has it. */
 const descriptorsPerSeat = 2;
 
@@ -85,7 +90,7 @@ export class SeatedSink implements Sink {
     this.#runtime = runtime;
     this.#options = options;
     this.#introduce = introduce;
-    this.#feeding = new Feeding(runtime, options.openMs);
+    this.#feeding = new Feeding(runtime, options.stallMs ?? defaultStallMs);
     correctRequestIP(options.native, options.peers);
   }
 
@@ -115,7 +120,10 @@ export class SeatedSink implements Sink {
     return guests.map((guest) => found.get(guest) ?? this.#misfit(guest));
   }
 
-  async #greetings(guests: readonly Guest[], seats: readonly (Seat | Error)[]): Promise<readonly (Uint8Array | Error)[]> {
+  async #greetings(
+    guests: readonly Guest[],
+    seats: readonly (Seat | Error)[],
+  ): Promise<readonly (Uint8Array | Error)[]> {
     try {
       return await this.#introduce(guests.map(({ arrival }) => arrival), seats);
     } catch (error) {
@@ -199,7 +207,7 @@ function giveTo(runtime: Runtime, { native, failed }: AcceptedOptions, { descrip
 function noRoom(wanted: number, count: number): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_NO_ROOM",
-    `Cannot take ${wanted} connections at once: there is room for ${count}, with ${descriptorsPerSeat} descriptors for ` +
-      `each and at most ${batchCount}; raise the limit of open files (ulimit -n)`,
+    `Cannot take ${wanted} connections at once: there is room for ${count}, with ${descriptorsPerSeat} descriptors ` +
+      `for each and at most ${batchCount}; raise the limit of open files (ulimit -n)`,
   );
 }

@@ -57,14 +57,14 @@ const TCP_QUICKACK = 12;
 /** Seatings that take longer than a moment. */
 export class Feeding {
   readonly #runtime: Runtime;
-  readonly #limitMs: number;
+  readonly #stallMs: number;
   /** Each with the time at which something moved last. */
   readonly #seatings = new Map<Seating, number>();
 
-  /** @param limitMs How long nothing may move. */
-  constructor(runtime: Runtime, limitMs: number) {
+  /** @param stallMs How long nothing may move: a client need not read, and a server neither. */
+  constructor(runtime: Runtime, stallMs: number) {
     this.#runtime = runtime;
-    this.#limitMs = limitMs;
+    this.#stallMs = stallMs;
   }
 
   /** How many there are. */
@@ -139,11 +139,11 @@ export class Feeding {
   #step(seating: Seating): Moved {
     const moved = step(this.#runtime, seating);
     if (moved === "some") this.#seatings.set(seating, Date.now());
-    const isLate = Date.now() >= this.#seatings.get(seating)! + this.#limitMs;
+    const isLate = moved !== "ended" && Date.now() >= this.#seatings.get(seating)! + this.#stallMs;
     if (moved !== "ended" && !isLate) return moved;
     this.#seatings.delete(seating);
     close(seating);
-    if (isLate) seating.failed(notSeated(`nothing has moved for ${this.#limitMs} ms (limit openMs)`));
+    if (isLate) seating.failed(notSeated(`neither side has read anything for ${this.#stallMs} ms`));
     return "ended";
   }
 }

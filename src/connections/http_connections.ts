@@ -80,7 +80,15 @@ interface Look {
   readonly beat: number;
   readonly readSize: number;
   readonly writtenSize: number;
-  readonly requestCount: number;
+  /** How often a request has begun or ended: an answer is not written yet when its end is told. */
+  readonly turnCount: number;
+}
+
+/** The requests of one peer. */
+interface Traffic {
+  inFlightCount: number;
+  /** How often one has begun or ended. */
+  turnCount: number;
 }
 
 /** A request, and how its connection was when its handler was called. */
@@ -131,7 +139,7 @@ export class HttpConnections {
   readonly #options: HttpConnectionsOptions;
   readonly #found = new Map<number, HttpConnection>();
   readonly #byPeer = new Map<string, HttpConnection[]>();
-  readonly #inFlight = new Map<string, number>();
+  readonly #traffic = new Map<string, Traffic>();
   readonly #askers = new Map<string, () => void>();
   #candidates = new Map<string, Set<HttpConnection>>();
   #endpoints: readonly HttpEndpoint[] = [];
@@ -173,7 +181,7 @@ export class HttpConnections {
     this.#unwatch();
     clearTimeout(this.#timer);
     for (const connection of this.#found.values()) this.#unpark(connection);
-    for (const known of [this.#found, this.#byPeer, this.#inFlight, this.#candidates]) known.clear();
+    for (const known of [this.#found, this.#byPeer, this.#traffic, this.#candidates]) known.clear();
     this.#walk = [];
     this.#isWalked = false;
     this.#parsers = null;
@@ -363,7 +371,7 @@ export class HttpConnections {
     const hasRoom = this.#hasRoom(descriptor);
     return {
       isEstablished: info.state === "TCP_ESTABLISHED",
-      inFlightCount: this.#inFlight.get(peer!) ?? 0,
+      inFlightCount: this.#traffic.get(peer!)?.inFlightCount ?? 0,
       parser: !this.#runtime.httpSockets ? null : socket?.isBetween ? "between" : "within",
       readSize,
       unreadSize: unread,
@@ -384,13 +392,14 @@ export class HttpConnections {
   }
 
   #isSettled(connection: HttpConnection, readSize: number, writtenSize: number, hasRoom: boolean): boolean {
-    const { settled, requestCount } = connection;
+    const { settled, peer } = connection;
+    const turnCount = this.#traffic.get(peer!)?.turnCount ?? 0;
     const isSame = settled !== null && settled.readSize === readSize && settled.writtenSize === writtenSize &&
-      settled.requestCount === requestCount;
+      settled.turnCount === turnCount;
     if (Number.isNaN(connection.boundarySize)) connection.boundarySize = readSize;
     // Room that has just come is not used yet.
     if (!hasRoom) connection.settled = null;
-    else if (!isSame) connection.settled = { beat: this.#beat, readSize, writtenSize, requestCount };
+    else if (!isSame) connection.settled = { beat: this.#beat, readSize, writtenSize, turnCount };
     return hasRoom && isSame && this.#beat - settled.beat >= settledBeats;
   }
 
@@ -404,8 +413,9 @@ export class HttpConnections {
 
   /** Whether a request is in flight on a connection that was not found. */
   #hasStrangers(): boolean {
-    if (!this.#isWalked) return this.#inFlight.size > 0;
-    for (const peer of this.#inFlight.keys()) if (!this.#byPeer.has(peer)) return true;
+    for (const [peer, { inFlightCount }] of this.#traffic) {
+      if (inFlightCount > 0 && !(this.#isWalked && this.#byPeer.has(peer))) return true;
+    }
     return false;
   }
 
@@ -437,12 +447,12 @@ export class HttpConnections {
     }
   }
 
-  #count(peer: string | null, by: number): void {
-    const key = peer ?? "";
-    if (key === "") return;
-    const count = (this.#inFlight.get(key) ?? 0) + by;
-    if (count > 0) this.#inFlight.set(key, count);
-    else this.#inFlight.delete(key);
+  #count(peer: string | null, by: 1 | -1): void {
+    if (peer === null) return;
+    const traffic = this.#traffic.get(peer) ?? { inFlightCount: 0, turnCount: 0 };
+    traffic.inFlightCount += by;
+    traffic.turnCount++;
+    this.#traffic.set(peer, traffic);
   }
 
   #began(open: OpenRequest): void {

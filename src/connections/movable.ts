@@ -51,8 +51,13 @@ export interface Frozen {
   readonly unread: Uint8Array;
   /** The successor has it: the native object closes, and the peer hears nothing of it. */
   leave(): void;
-  /** It stays: read on. */
-  thaw(error: unknown): void;
+  /**
+   * It stays: read on.
+   *
+   * @param isRefused Whether it will not move to this successor, so that there
+   *   is no use in asking again.
+   */
+  thaw(error: unknown, isRefused?: boolean): void;
 }
 
 /** What a source still has, and why some of it will not move. */

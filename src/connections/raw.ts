@@ -9,10 +9,11 @@
 import { allocate, viewOf } from "../c/bytes.ts";
 import { messageOf, TakeoverError } from "../errors.ts";
 import type { NativeObject, Runtime } from "../runtime.ts";
-import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { canPause, register, type Registration } from "../sockets/event_loop.ts";
 import { cookieOf, duplicate, duplicateOver, openPair } from "../sockets/socket.ts";
 import { unwatch, watchesOf } from "../sockets/watches.ts";
+import { remembered } from "../natives/natives.ts";
 import { CookieIndex } from "./cookies.ts";
 import type { Arrival, Census, Frozen, Json, Movable, Place, Sink, Source } from "./movable.ts";
 
@@ -46,7 +47,8 @@ export interface Served<S extends Json = Json> {
    * The connection is about to move: nothing more is read, and from here on
    * the application writes nothing more.
    *
-   * @returns What travels; null when it cannot go now. It is asked again then.
+   * @returns What travels; null when it cannot go now, because a write of a
+   *   `Deno.Conn` has not ended for instance. It is asked again then.
    */
   leave(): Luggage<S> | null;
   /** It has moved. The object closes next; the peer has not gone. */
@@ -99,7 +101,8 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
   /** Those that were asked and could not go, until the next round. */
   #waiting = new Set<Entry<C, S>>();
   #frozen = new Set<Entry<C, S>>();
-  #staying = new Map<string, number>();
+  /** Those that do not move to this successor, and why. */
+  #staying = new Map<Entry<C, S>, string>();
   /** What a native object is left with: one end of a pair whose other end is closed. */
   #dead: OwnedDescriptor | null = null;
 
@@ -135,11 +138,13 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
 
   /** Forgets a connection that has closed. */
   delete(connection: C): void {
+    const entry = this.#entries.get(connection);
+    if (entry) this.#staying.delete(entry);
     this.#entries.delete(connection);
   }
 
   start(): void {
-    this.#staying = new Map();
+    this.#staying.clear();
   }
 
   stop(): void {
@@ -152,7 +157,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     const found: Movable[] = [];
     for (const entry of this.#entries.values()) {
       if (found.length === limit) return found;
-      if (this.#waiting.has(entry) || this.#frozen.has(entry)) continue;
+      if (this.#waiting.has(entry) || this.#frozen.has(entry) || this.#staying.has(entry)) continue;
       found.push({ endpoint: this.#endpoint, kind: "raw", freeze: () => this.#freeze(entry) });
     }
     // Whoever could not go is asked again in the next round.
@@ -161,9 +166,9 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
   }
 
   census(): Census {
-    const staying = Object.fromEntries(this.#staying);
-    const staysCount = [...this.#staying.values()].reduce((sum, count) => sum + count, 0);
-    return { waiting: this.#entries.size - staysCount, staying };
+    const staying: Record<string, number> = {};
+    for (const reason of this.#staying.values()) staying[reason] = (staying[reason] ?? 0) + 1;
+    return { waiting: this.#entries.size - this.#staying.size, staying };
   }
 
   prepare(arrivals: readonly Arrival[]): Promise<Place[]> {
@@ -227,7 +232,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
       ? null
       : "platform";
     if (reason !== null) return this.#stays(entry, reason);
-    const descriptor = this.#descriptorOf(object!);
+    const descriptor = this.#descriptorOf(entry.connection, object!);
     if (descriptor < 0) return this.#later(entry);
     // What the program has written and the kernel has not got would stay behind.
     if ((object!.unsentCount ?? 0) > 0) return this.#later(entry);
@@ -235,8 +240,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
   }
 
   #stays(entry: Entry<C, S>, reason: string): null {
-    this.#staying.set(reason, (this.#staying.get(reason) ?? 0) + 1);
-    this.#entries.delete(entry.connection);
+    this.#staying.set(entry, reason);
     return null;
   }
 
@@ -244,9 +248,10 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     const { served } = entry;
     const pause = pauseOf(this.#runtime, object, descriptor);
     const luggage = this.#ask(served);
-    if (luggage === null || (object.unsentCount ?? 0) > 0) {
+    // It may have written its last answer just now.
+    if (luggage === null || (this.#runtime.inspect(entry.connection)?.unsentCount ?? 0) > 0) {
       pause.resume();
-      if (luggage !== null) served.stayed?.();
+      if (luggage !== null) this.#call(() => served.stayed?.());
       return this.#later(entry);
     }
     this.#frozen.add(entry);
@@ -257,18 +262,21 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
       state: { state: luggage.state ?? null, allowHalfOpen: object.allowHalfOpen },
       unread: joined(luggage.unread, ahead?.bytes),
       leave: () => {
-        this.#entries.delete(entry.connection);
+        this.delete(entry.connection);
         this.#frozen.delete(entry);
         pause.leave(() => this.#deadSocket());
         close(object);
-        served.left?.();
+        this.#call(() => served.left?.());
       },
-      thaw: () => {
+      thaw: (_error, isRefused = false) => {
         this.#frozen.delete(entry);
-        this.#waiting.add(entry);
+        // One that has closed meanwhile is not there any more.
+        const isThere = this.#entries.has(entry.connection);
+        if (isThere && isRefused) this.#staying.set(entry, "refused");
+        else if (isThere) this.#waiting.add(entry);
         ahead?.putBack();
         pause.resume();
-        served.stayed?.();
+        this.#call(() => served.stayed?.());
       },
     };
   }
@@ -283,8 +291,18 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     }
   }
 
-  #descriptorOf(object: NativeObject): number {
-    if (object.descriptor >= 0) return object.descriptor;
+  /** What the application throws when it is told something is its own affair. */
+  #call(tell: () => void): void {
+    try {
+      tell();
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  #descriptorOf(connection: C, object: NativeObject): number {
+    const known = object.descriptor >= 0 ? object.descriptor : remembered(this.#runtime, connection);
+    if (known >= 0) return known;
     const copy = object.duplicate?.() ?? -1;
     if (copy < 0) return -1;
     const cookie = cookieOf(this.#runtime, copy);
@@ -327,12 +345,14 @@ interface Pause {
 /** Stops the object by its own means, or where it has none by giving it nothing to read. */
 function pauseOf(runtime: Runtime, object: NativeObject, descriptor: number): Pause {
   const resume = object.pause();
+  const cookie = cookieOf(runtime, descriptor);
   if (resume) {
     return {
       socket: descriptor,
       resume,
       leave(dead) {
-        if (object.isClosedAlone) return;
+        // One that the program has closed meanwhile is away, and its number may be another's.
+        if (object.isClosedAlone || cookieOf(runtime, descriptor) !== cookie) return;
         unwatch(runtime, descriptor);
         duplicateOver(runtime, dead().number, descriptor);
       },
@@ -344,14 +364,25 @@ function pauseOf(runtime: Runtime, object: NativeObject, descriptor: number): Pa
 /** A program that reads for itself finds one end of a pair there, on which nothing comes. */
 function limbo(runtime: Runtime, descriptor: number): Pause {
   const entries: readonly Registration[] = watchesOf(runtime, descriptor);
-  const copy = new OwnedDescriptor(runtime, duplicate(runtime, descriptor));
   const [end, other] = openPair(runtime);
-  unwatch(runtime, descriptor);
-  duplicateOver(runtime, end.number, descriptor);
-  end[Symbol.dispose]();
+  const copy = owning(end, () => {
+    try {
+      const copied = new OwnedDescriptor(runtime, duplicate(runtime, descriptor));
+      unwatch(runtime, descriptor);
+      duplicateOver(runtime, end.number, descriptor);
+      return copied;
+    } catch (error) {
+      other[Symbol.dispose]();
+      throw error;
+    }
+  });
+  const cookie = cookieOf(runtime, descriptor);
   const put = (from: OwnedDescriptor) => {
-    duplicateOver(runtime, from.number, descriptor);
-    register(runtime, entries);
+    // The program may have closed its object, and the number may be another's.
+    if (cookieOf(runtime, descriptor) === cookie) {
+      duplicateOver(runtime, from.number, descriptor);
+      register(runtime, entries);
+    }
     copy[Symbol.dispose]();
     other[Symbol.dispose]();
   };

@@ -119,7 +119,8 @@ function endOfHead(bytes: Uint8Array): number {
 function refused(expected: string, came: string): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_ADOPT",
-    `Cannot upgrade a connection once more: expected ${expected}, ${came} came; let the server upgrade what it upgraded before`,
+    `Cannot upgrade a connection once more: expected ${expected}, ${came} came; ` +
+      "let the server upgrade what its predecessor has upgraded",
   );
 }
 

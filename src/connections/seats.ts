@@ -215,7 +215,8 @@ function isDualStack({ abi, libc }: Runtime, listener: number): boolean {
   const { IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   const [value, size] = [allocate(4), allocate(4)];
   viewOf(size).setInt32(0, 4, true);
-  return libc.getsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, value, size) >= 0 && viewOf(value).getInt32(0, true) === 0;
+  const result = libc.getsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, value, size);
+  return result >= 0 && viewOf(value).getInt32(0, true) === 0;
 }
 
 /** Binds to a name that no other client has. Where that fails, the kernel chooses. */

@@ -41,7 +41,7 @@ interface NodeRequest {
 export const stateHeader = "takeover-state";
 
 /** The most bytes that a request may have. */
-export const requestLimit = 32 * 1024;
+export const requestLimit: number = 32 * 1024;
 
 /** What is between the parts: `GET target HTTP/1.1\r\n`, `name: value\r\n`, `\r\n`. */
 const lineSize = "GET  HTTP/1.1\r\n".length;

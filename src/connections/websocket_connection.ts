@@ -95,6 +95,12 @@ export class WebSocketConnection {
     return after?.receivedSize === before.receivedSize ? before.receivedSize - unread : null;
   }
 
+  /** More was told than can have come: then the client wrote its request in another way. */
+  doubt(readSize: number): void {
+    const { baseSize, native: { toldSize } } = this;
+    if (baseSize !== null && toldSize !== null && readSize < baseSize + toldSize) this.baseSize = null;
+  }
+
   /** Whether everything that was read has been told, and nothing of the next message has been read. */
   get isBetween(): boolean {
     const { baseSize, native: { toldSize } } = this;

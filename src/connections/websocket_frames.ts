@@ -23,7 +23,7 @@ const maskSize = 4;
 
 /** The payload of a ping of this library, and the frame with which a client answers it. */
 export const tokenSize = 16;
-export const answerSize = 2 + maskSize + tokenSize;
+export const answerSize: number = 2 + maskSize + tokenSize;
 
 /** How many bytes a client's frame has. */
 export function frameSize(payloadSize: number): number {

@@ -64,8 +64,9 @@ export class DenoWebSocket implements NativeWebSocket {
   #isMuted = false;
   toldSize = 0;
 
-  constructor(socket: EventSocket) {
+  constructor(socket: EventSocket, closed: () => void) {
     this.#socket = socket;
+    socket.addEventListener("close", closed, { capture: true });
     socket.addEventListener("message", ({ data }) => void (this.toldSize += messageSize(data!)), { capture: true });
     for (const type of ["close", "error"]) {
       // Those that capture come first (DOM, dispatch).
@@ -172,10 +173,11 @@ export class WsWebSocket implements NativeWebSocket {
   #eventCount = 0;
   #eventSize = 0;
 
-  constructor(runtime: Runtime, socket: EmitterSocket, net: unknown) {
+  constructor(runtime: Runtime, socket: EmitterSocket, net: unknown, closed: () => void) {
     this.#runtime = runtime;
     this.#socket = socket;
     this.#net = net as NetSocket;
+    socket.on("close", closed);
     this.#listeners = new Map(["close", "error"].map((type) => [type, new Set(socket.listeners(type))]));
     for (const type of ["message", "ping", "pong"]) {
       socket.on(type, (data: Data) => {

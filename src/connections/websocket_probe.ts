@@ -14,6 +14,7 @@ import { allocate } from "../c/bytes.ts";
 import { Msghdr } from "../c/msghdr.ts";
 import type { Runtime } from "../runtime.ts";
 import { unsentSize } from "../sockets/queues.ts";
+import { tcpInfoOf } from "../sockets/tcp_state.ts";
 import { answerSize, isAnswer, isContinuation, pingFrame, tokenSize } from "./websocket_frames.ts";
 
 const MSG_PEEK = 2;
@@ -21,28 +22,34 @@ const MSG_PEEK = 2;
 /** How far it has come. */
 export type ProbeState = "asked" | "answered" | "between" | "failed";
 
-/** One question to one client, which nobody reads from or writes to meanwhile. */
+/** The first and the longest wait between two looks. */
+const firstWaitMs = 2;
+const longestWaitMs = 32;
+
+/** One question to one client, whose socket nobody else reads meanwhile. */
 export class Probe {
   readonly #runtime: Runtime;
   readonly #descriptor: number;
   readonly #token = crypto.getRandomValues(new Uint8Array(tokenSize));
   readonly #until: number;
-  readonly #restMs: number;
-  #answeredAt = 0;
+  readonly #restUntil: number;
+  #waitMs = firstWaitMs;
+  #lookAt = 0;
   state: ProbeState;
 
   /**
    * Asks.
    *
    * @param answerMs How long the client has.
-   * @param restMs How long nothing more may have come for a message in several
-   *   frames not to be half-way. The first byte of the next frame says so at once.
+   * @param restMs How long nothing but the answer may have come, before the
+   *   question and after it, for a message in several frames not to be
+   *   half-way. The first byte of the next frame says so at once.
    */
   constructor(runtime: Runtime, descriptor: number, answerMs: number, restMs: number) {
     this.#runtime = runtime;
     this.#descriptor = descriptor;
     this.#until = Date.now() + answerMs;
-    this.#restMs = restMs;
+    this.#restUntil = Date.now() + restMs - (tcpInfoOf(runtime, descriptor)?.sinceReceivedMs ?? 0);
     const ping = pingFrame(this.#token);
     // With nothing else in the send buffer it goes in whole.
     const isSent = unsentSize(runtime, descriptor) === 0 &&
@@ -50,10 +57,14 @@ export class Probe {
     this.state = isSent ? "asked" : "failed";
   }
 
-  /** Looks what has come. */
-  look(isLast: boolean): ProbeState {
+  /** Looks what has come, if it is time to. */
+  look(): ProbeState {
+    if (Date.now() < this.#lookAt) return this.state;
+    this.#lookAt = Date.now() + this.#waitMs;
+    this.#waitMs = Math.min(2 * this.#waitMs, longestWaitMs);
+    if (tcpInfoOf(this.#runtime, this.#descriptor)?.state !== "TCP_ESTABLISHED") this.state = "failed";
     if (this.state === "asked") this.state = this.#answer();
-    if (this.state === "answered") this.state = this.#next(isLast);
+    if (this.state === "answered") this.state = this.#next();
     return this.state;
   }
 
@@ -63,14 +74,13 @@ export class Probe {
     if (isOurs === null) return Date.now() < this.#until ? "asked" : "failed";
     if (!isOurs) return "failed";
     this.#runtime.libc.read(this.#descriptor, allocate(answerSize), answerSize);
-    this.#answeredAt = Date.now();
     return "answered";
   }
 
-  #next(isLast: boolean): ProbeState {
+  #next(): ProbeState {
     const [first] = peek(this.#runtime, this.#descriptor, 1);
     if (first !== undefined) return isContinuation(first) ? "failed" : "between";
-    return isLast || Date.now() - this.#answeredAt >= this.#restMs ? "between" : "answered";
+    return Date.now() >= this.#restUntil ? "between" : "answered";
   }
 }
 

@@ -14,7 +14,7 @@
 
 import { messageOf, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { register, unregister } from "../sockets/event_loop.ts";
 import { duplicateOver, openPair } from "../sockets/socket.ts";
 import { unreadSize } from "../sockets/queues.ts";
@@ -28,7 +28,7 @@ import type { WebSocketTable } from "./websocket_table.ts";
 export interface WebSocketSourceOptions {
   /** How long a client has to answer a ping, in milliseconds. */
   readonly answerMs: number;
-  /** How long nothing may have come behind its answer, in milliseconds. */
+  /** How long nothing but its answer may have come, in milliseconds, unless the next frame has begun. */
   readonly restMs: number;
   /** Is told what the application has thrown. */
   failed(error: unknown): void;
@@ -105,7 +105,11 @@ export class WebSocketSource implements Source {
     const found: Movable[] = [];
     for (const [connection, hold] of this.#holds) {
       if (found.length === limit) return found;
-      if (!this.#mayGo(connection, hold)) continue;
+      if (hold.isFrozen || hold.isAsked || !this.#isSettled(hold)) continue;
+      if (!this.#mayGo(connection)) {
+        this.#release(connection, againMs);
+        continue;
+      }
       found.push({ endpoint: this.#endpoint, kind: "websocket", freeze: () => this.#freeze(connection, hold) });
     }
     this.#hold(this.#candidates());
@@ -116,7 +120,7 @@ export class WebSocketSource implements Source {
     let waiting = 0;
     const staying: Record<string, number> = {};
     for (const connection of this.#table.all) {
-      if (connection.endpoint !== this.#endpoint) continue;
+      if (this.#table.endpointOf(connection) !== this.#endpoint) continue;
       const reason = this.#reasonOf(connection);
       if (reason === null) waiting++;
       else staying[reason] = (staying[reason] ?? 0) + 1;
@@ -142,8 +146,8 @@ export class WebSocketSource implements Source {
     return this.#isLast && !connection.isBetween ? "unproven" : null;
   }
 
-  #mayGo(connection: WebSocketConnection, hold: Hold): boolean {
-    return !hold.isFrozen && !hold.isAsked && this.#isSettled(hold) && connection.isQuiet && connection.isBetween;
+  #mayGo(connection: WebSocketConnection): boolean {
+    return connection.isHeld && connection.isQuiet && connection.isBetween;
   }
 
   #isSettled({ beat }: Hold): boolean {
@@ -182,6 +186,7 @@ export class WebSocketSource implements Source {
     this.#looks.set(connection, { at: Date.now() + againMs, readSize });
     if (!connection.isQuiet || readSize === null) return "later";
     if (connection.isBetween) return "between";
+    connection.doubt(readSize);
     // What is on its way into the application gets there first; what is certainly half-way is not asked for.
     const isAtRest = look?.readSize === readSize && unreadSize(this.#runtime, connection.descriptor) === 0;
     return isAtRest && connection.native.toldSize !== null ? "unseen" : "later";
@@ -249,7 +254,7 @@ export class WebSocketSource implements Source {
     for (const [connection, hold] of this.#holds) {
       if (hold.isFrozen || !this.#isSettled(hold)) continue;
       if (hold.isAsked) this.#tendAsked(connection, hold);
-      else if (Date.now() - hold.since > heldMs || !this.#mayGo(connection, hold)) this.#release(connection, againMs);
+      else if (Date.now() - hold.since > heldMs) this.#release(connection, againMs);
     }
   }
 
@@ -259,7 +264,7 @@ export class WebSocketSource implements Source {
       if (!connection.isQuiet || unreadSize(this.#runtime, connection.descriptor) > 0) return this.#release(connection, againMs);
       hold.probe = new Probe(this.#runtime, connection.descriptor, answerMs, restMs);
     }
-    const state = hold.probe.look(this.#isLast);
+    const state = hold.probe.look();
     if (state === "failed") return this.#release(connection, askAgainMs);
     if (state !== "between") return;
     const { readSize, native: { toldSize } } = connection;
@@ -270,9 +275,9 @@ export class WebSocketSource implements Source {
   }
 
   #freeze(connection: WebSocketConnection, hold: Hold): Frozen | null {
-    if (this.#holds.get(connection) !== hold || !this.#mayGo(connection, hold)) return null;
-    const left = this.#leave(connection);
-    if (left === undefined || !this.#mayGo(connection, hold)) {
+    if (this.#holds.get(connection) !== hold || hold.isFrozen) return null;
+    const left = this.#mayGo(connection) ? this.#leave(connection) : undefined;
+    if (left === undefined || !this.#mayGo(connection)) {
       if (left !== undefined) this.#call(connection.options.stayed, connection);
       this.#release(connection, againMs);
       return null;

@@ -33,8 +33,9 @@ export class WebSocketTable {
   readonly #all = new Set<WebSocketConnection>();
   readonly #byPeer = new Map<string, WebSocketConnection>();
   readonly #byCookie = new Map<string, WebSocketConnection>();
-  /** What is left of the walk. */
+  /** What is left of the walk, and whom it is for. */
   #walk: number[] = [];
+  #wanted: WebSocketConnection[] = [];
   #walkedAt = -Infinity;
 
   constructor(runtime: Runtime, endpoints: () => Iterable<WebSocketEndpoint>) {
@@ -70,25 +71,32 @@ export class WebSocketTable {
     return peer !== null && this.#byPeer.has(keyOf(peer));
   }
 
-  /** Forgets those that have ended, and looks for descriptors that are not known; for a moment. */
+  /** The endpoint of a connection. One that is not found yet counts as the first one's. */
+  endpointOf({ endpoint }: WebSocketConnection): string | undefined {
+    return endpoint ?? [...this.#endpoints()][0]?.name;
+  }
+
+  /** Looks for descriptors that are not known; for a moment. */
   look(): void {
     const now = Date.now();
-    if (this.#walk.length === 0) {
-      if (now - this.#walkedAt < walkAgainMs || !this.#isSomeMissing()) return;
+    if (this.#wanted.length === 0) {
+      if (now - this.#walkedAt < walkAgainMs) return;
+      this.#wanted = [...this.#all].filter(({ endpoint, stays }) => endpoint === null && stays === null);
+      if (this.#wanted.length === 0) return;
       this.#walkedAt = now;
-      // The likeliest first: those that came last are at the end.
       this.#walk = openDescriptors(this.#runtime);
     }
     const until = now + sliceMs;
     while (this.#walk.length > 0) {
+      // Those that came last are most likely what is looked for.
       for (const descriptor of this.#walk.splice(-lookedAtOnce)) this.#identify(descriptor);
       if (Date.now() >= until) return;
     }
-  }
-
-  #isSomeMissing(): boolean {
-    for (const connection of this.#all) if (connection.endpoint === null && connection.stays === null) return true;
-    return false;
+    for (const connection of this.#wanted) {
+      // One that has come from another process may not be in its place yet.
+      if (connection.endpoint === null && connection.cookie === "") connection.stays = "unknown";
+    }
+    this.#wanted = [];
   }
 
   #identify(descriptor: number): void {

@@ -12,7 +12,7 @@ import type { Arrival, Json, Place, Sink } from "../connections/movable.ts";
 import type { FdMessage } from "../channels/fd_message.ts";
 import type { FdChannel } from "../channels/fd_channel.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "../sockets/descriptors.ts";
-import { isSystemError, messageOf, TakeoverError } from "../errors.ts";
+import { isSystemError, messageOf, TakeoverError, TruncatedError } from "../errors.ts";
 import { encodeFrame, type Frame, FrameReader } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { type Move, type Party, parseMove, parseYours, type RefusedConnection } from "./move_messages.ts";
@@ -30,6 +30,12 @@ interface Waiting {
   readonly descriptor: OwnedDescriptor;
   readonly place: Place;
 }
+
+/** A piece of the stream. */
+type Piece = Pick<FdMessage, "bytes" | "fds">;
+
+/** An incumbent sends no third move before it has said yours to the first. */
+const keptCount = 2;
 
 /** How much is read at once. */
 const readSize = 256 * 1024;
@@ -49,6 +55,8 @@ export class Arrivals {
   #nextNumber = 0;
   #room = 0;
   #isOver = false;
+  /** What a place threw when its connection was this process's. */
+  #failure: { readonly error: unknown } | null = null;
   /** How many are this process's. */
   count = 0;
   /** Resolves when the incumbent has no more, or is gone; rejects when it broke the protocol. */
@@ -88,27 +96,46 @@ export class Arrivals {
     try {
       await this.announce();
       while (!this.#isOver) {
-        const message = await this.#receive();
-        if (message === null) break;
-        this.#descriptors.push(...message.fds);
-        for (const frame of this.#reader.read(message.bytes)) await this.#take(frame);
+        const piece = await this.#receive();
+        if (piece === null) break;
+        this.#descriptors.push(...piece.fds);
+        for (const frame of this.#reader.read(piece.bytes)) {
+          if (!this.#isOver) await this.#take(frame);
+        }
+        this.#checkSurplus();
       }
       // The incumbent has died: nobody else has what has come.
       if (!this.#isOver) this.#commitAll();
+    } catch (error) {
+      await this.#abort(error);
+      throw error;
     } finally {
       this.#dropAll();
       this.#channel.close();
     }
+    if (this.#failure) throw this.#failure.error;
   }
 
   /** One that went without reading our last word is a reset first; what it said before comes after that. */
-  async #receive(): Promise<FdMessage | null> {
+  async #receive(): Promise<Piece | null> {
     try {
       return await this.#channel.receive({ maxBytes: readSize });
     } catch (error) {
+      // Without its descriptors a move is refused, and its connections stay where they are.
+      if (error instanceof TruncatedError) return { bytes: error.bytes, fds: [] };
       if (!isSystemError(error, "ECONNRESET")) throw error;
-      return await this.#channel.receive({ maxBytes: readSize });
+      return await this.#receive();
     }
+  }
+
+  /** Descriptors come with the first byte of a move, so only a move that is not whole may have some here. */
+  #checkSurplus(): void {
+    const mostCount = this.#reader.isBetween ? 0 : this.#runtime.abi.descriptorsPerMessage;
+    if (this.#descriptors.length <= mostCount) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_SURPLUS",
+      `Cannot take ${this.#descriptors.length} descriptors that no move has announced: expected at most ${mostCount}`,
+    );
   }
 
   async #take({ head, body }: Frame): Promise<void> {
@@ -135,23 +162,25 @@ export class Arrivals {
     if (move.number !== this.#nextNumber++) {
       throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot take move ${move.number}: expected ${this.#nextNumber - 1}`);
     }
-    const descriptors = this.#descriptors.splice(0, connections.length);
-    if (descriptors.length < connections.length) {
-      disposeAll(descriptors);
+    if (this.#waiting.size === keptCount) {
       throw new TakeoverError(
-        "ERR_TAKEOVER_MISSING",
-        `Cannot take move ${move.number}: expected ${connections.length} descriptors, ${descriptors.length} came`,
+        "ERR_TAKEOVER_PROTOCOL",
+        `Cannot take move ${move.number}: expected yours for one of the ${keptCount} moves before it`,
       );
     }
-    const answers = await this.#placesFor(move, descriptors, body);
+    const descriptors = this.#descriptors.splice(0, connections.length);
+    const isWhole = descriptors.length === connections.length;
+    const answers = isWhole ? await this.#placesFor(move, descriptors, body) : missing(move, descriptors.length);
     const waiting: Waiting[] = [];
     const refused: RefusedConnection[] = [];
-    for (const [index, descriptor] of descriptors.entries()) {
-      const answer = answers[index]!;
-      if (answer instanceof Error) {
-        descriptor[Symbol.dispose]();
-        refused.push({ index, code: codeOf(answer), message: messageOf(answer).slice(0, 1_024) });
-      } else waiting.push({ descriptor, place: answer });
+    for (const [index, answer] of answers.entries()) {
+      const descriptor = descriptors[index];
+      if (descriptor && !(answer instanceof Error)) {
+        waiting.push({ descriptor, place: answer });
+        continue;
+      }
+      descriptor?.[Symbol.dispose]();
+      refused.push({ index, code: codeOf(answer as Error), message: messageOf(answer).slice(0, 1_024) });
     }
     this.#waiting.set(move.number, waiting);
     await this.#say({ type: "kept", number: move.number, room: this.#roomAfter(waiting.length), refused });
@@ -202,8 +231,15 @@ export class Arrivals {
       throw new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot own move ${number}: it has not been kept, or is owned`);
     }
     this.#waiting.delete(number);
-    for (const { place } of waiting) place.commit();
-    this.count += waiting.length;
+    for (const { descriptor, place } of waiting) {
+      try {
+        place.commit();
+        this.count++;
+      } catch (error) {
+        descriptor[Symbol.dispose]();
+        this.#failure ??= { error };
+      }
+    }
   }
 
   #commitAll(): void {
@@ -212,12 +248,22 @@ export class Arrivals {
 
   /** What is not this process's stays where it was. */
   #dropAll(): void {
-    for (const waiting of this.#waiting.values()) {
-      for (const { place } of waiting) place.cancel();
-      disposeAll(waiting.map(({ descriptor }) => descriptor));
-    }
+    const all = [...this.#waiting.values()].flat();
     this.#waiting.clear();
-    disposeAll(this.#descriptors.splice(0));
+    for (const { place } of all) {
+      try {
+        place.cancel();
+      } catch (error) {
+        this.#failure ??= { error };
+      }
+    }
+    disposeAll([...all.map(({ descriptor }) => descriptor), ...this.#descriptors.splice(0)]);
+  }
+
+  /** Tells the incumbent why no more is taken. */
+  async #abort(error: unknown): Promise<void> {
+    const head = { type: "abort", code: error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_PROTOCOL" };
+    await this.#say({ ...head, message: messageOf(error).slice(0, 1_024) }).catch(() => {});
   }
 
   /** To one that has gone nothing is said; what it has said still counts. */
@@ -265,6 +311,15 @@ async function prepared(sink: Sink, arrivals: readonly Arrival[]): Promise<reado
 
 function codeOf(error: Error): RefusedConnection["code"] {
   return error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_ADOPT";
+}
+
+/** Which of them came nobody can tell, so none is taken. */
+function missing({ number, connections }: Move, count: number): TakeoverError[] {
+  const error = new TakeoverError(
+    "ERR_TAKEOVER_MISSING",
+    `Cannot take move ${number}: expected ${connections.length} descriptors, ${count} came; raise the limit of open files`,
+  );
+  return connections.map(() => error);
 }
 
 function unknownParty({ name, kind }: Party): TakeoverError {

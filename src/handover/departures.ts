@@ -15,18 +15,17 @@
  * @module
  */
 
-import { batchChannel } from "./batch.ts";
 import type { Conversation } from "./conversation.ts";
-import { encodeFrame } from "./frame.ts";
+import { encodeFrame, jsonSize } from "./frame.ts";
 import { type Kept, type Party, parseKept, parseTakes, refusalOf } from "./move_messages.ts";
 import type { Census, Frozen, Source } from "../connections/movable.ts";
-import type { FdChannel } from "../channels/fd_channel.ts";
+import { FdChannel } from "../channels/fd_channel.ts";
 import type { SendOptions } from "../channels/sending.ts";
 import { PeerLostError, TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
-import { duplicate } from "../sockets/socket.ts";
+import { duplicate, integerOption } from "../sockets/socket.ts";
 
 /** Where connections go out: an endpoint's, of one kind. */
 export interface Exit extends Party {
@@ -54,12 +53,19 @@ interface Batch {
   readonly number: number;
   readonly size: number;
   readonly connections: readonly Frozen[];
-  readonly sentAt: number;
+  /** When the last of it went out; 0 before. */
+  sentAt: number;
 }
 
 /** How many batches may wait for their answers, and with how many bytes: what goes into a socket at once, `back` included. */
 const inFlightCount = 2;
 const inFlightSize = 64 * 1024;
+
+/** Linux's SO_SNDBUF (asm-generic/socket.h): how much a socket takes before its other side reads. */
+const SO_SNDBUF = 7;
+
+/** The kernel counts what a socket holds with its own overhead, which is less than as much again. */
+const overheadFactor = 3;
 
 /** What a batch carries beside its descriptors, as far as several connections share it. */
 const batchSize = 256 * 1024;
@@ -74,6 +80,7 @@ const progressMs = 100;
 export class Departures {
   readonly #limits: Limits;
   readonly #countLimit: number;
+  readonly #windowSize: number;
   readonly #conversation: Conversation;
   readonly #channel: FdChannel;
   readonly #exits: () => readonly Exit[];
@@ -91,6 +98,10 @@ export class Departures {
   #toldAt = 0;
   #toldCount = 0;
   #lastChanceAt = Infinity;
+  /** Whether an answer was late when last looked. */
+  #isLate = false;
+  /** Whether half a frame has gone out: nothing can be said after it. */
+  #isCut = false;
   /** Why it ends; undefined while it goes on. */
   #end: { readonly error: unknown } | undefined;
   #wake: () => void = () => {};
@@ -114,14 +125,13 @@ export class Departures {
     this.#conversation = conversation;
     // The runtime closes its own descriptor when the other side goes, and the number may be another's then.
     const copy = new OwnedDescriptor(runtime, duplicate(runtime, conversation.stream.descriptor));
-    this.#channel = batchChannel(runtime, copy.number);
+    this.#channel = new FdChannel(runtime, copy, "stream");
+    const roomSize = integerOption(runtime, copy.number, SO_SNDBUF);
+    this.#windowSize = Math.min(inFlightSize, roomSize / overheadFactor);
     this.#exits = exits;
     this.#tell = tell;
     conversation.stream.keepAlive(false);
-    this.ended = this.#run().finally(() => {
-      this.#channel.close();
-      copy[Symbol.dispose]();
-    });
+    this.ended = this.#run().finally(() => this.#channel.close());
   }
 
   /** How far it has come. */
@@ -169,7 +179,7 @@ export class Departures {
     } catch (error) {
       this.#end = { error };
     }
-    this.#giveBack(this.#end.error);
+    await this.#giveBack(this.#end.error);
     this.#conversation.end();
     this.#tell(this.progress);
   }
@@ -180,7 +190,7 @@ export class Departures {
       for (;;) {
         const head = await this.#conversation.receive(0, "keptMs");
         if (head.type === "takes") this.#take(parseTakes(head, this.#limits));
-        else this.#letGo(parseKept(head, this.#outstanding[0]?.connections.length ?? 0));
+        else await this.#letGo(parseKept(head, this.#outstanding[0]?.connections.length ?? 0));
         this.#wake();
       }
     } catch (error) {
@@ -207,7 +217,7 @@ export class Departures {
 
   #mayFreeze(): boolean {
     const count = sum(this.#outstanding.map(({ connections }) => connections.length));
-    return this.#outstanding.length < inFlightCount && this.#inFlightSize < inFlightSize &&
+    return this.#outstanding.length < inFlightCount && this.#inFlightSize < this.#windowSize &&
       this.#room - count > 0;
   }
 
@@ -238,7 +248,7 @@ export class Departures {
       }
       return frozen;
     } catch (error) {
-      for (const connection of frozen) connection.thaw(error);
+      forEach(frozen, (connection) => connection.thaw(error));
       throw error;
     }
   }
@@ -248,7 +258,7 @@ export class Departures {
     const error = connection && this.#tooLarge(connection);
     if (!error) return connection;
     this.#refused++;
-    connection.thaw(error);
+    connection!.thaw(error, true);
     return null;
   }
 
@@ -257,6 +267,8 @@ export class Departures {
     const size = stateSize(connection);
     const what = connection.unread.length > unreadSize
       ? `${connection.unread.length} bytes have been read from it, expected at most ${unreadSize} (limit unreadSize)`
+      : size === Infinity
+      ? "its state cannot be sent as JSON"
       : size > limit
       ? `its state has ${size} bytes, expected at most ${limit} (limit stateSize)`
       : null;
@@ -273,12 +285,18 @@ export class Departures {
     };
     const frame = encodeFrame(head, concatenated(connections.map(({ unread }) => unread)));
     this.#firstAt ||= Date.now();
-    const batch = { number: head.number, size: frame.length, connections, sentAt: Date.now() };
+    const batch = { number: head.number, size: frame.length, connections, sentAt: 0 };
     this.#outstanding.push(batch);
     // One that the socket does not take whole may be cut by the end, and then nothing else may be in flight.
-    while (this.#outstanding[0] !== batch && this.#inFlightSize > inFlightSize && !this.#end) await this.#something();
+    while (this.#outstanding[0] !== batch && this.#inFlightSize > this.#windowSize && !this.#end) await this.#something();
     if (this.#end) return;
-    await this.#channel.send(frame, connections.map(({ descriptor }) => descriptor), this.#sending);
+    try {
+      await this.#channel.send(frame, connections.map(({ descriptor }) => descriptor), this.#sending);
+      batch.sentAt = Date.now();
+    } catch (error) {
+      this.#isCut = this.#outstanding[0] === batch;
+      throw error;
+    }
   }
 
   get #inFlightSize(): number {
@@ -289,10 +307,14 @@ export class Departures {
     return { timeoutMs: this.#limits.keptMs };
   }
 
-  /** The successor has kept a batch: the connections are its own once it knows that this process has let go. */
-  #letGo({ number, room, refused }: Kept): void {
+  /**
+   * The successor has kept a batch: the connections are its own once it knows
+   * that this process has let go. One that cannot be told any more has gone,
+   * and has taken nothing with it.
+   */
+  async #letGo({ number, room, refused }: Kept): Promise<void> {
     const batch = this.#outstanding[0];
-    if (batch?.number !== number) {
+    if (batch?.number !== number || batch.sentAt === 0) {
       throw new TakeoverError(
         "ERR_TAKEOVER_PROTOCOL",
         `Cannot go on: expected ${batch ? `batch ${batch.number}` : "no batch"} to be answered, batch ${number} was`,
@@ -300,41 +322,42 @@ export class Departures {
     }
     this.#outstanding.shift();
     this.#room = room;
-    // What is sent is sent at once, and in order; whatever keeps it from going out ends everything.
-    this.#channel.send(encodeFrame({ type: "yours", number }), [], this.#sending).catch((error) => void this.stop(error));
-    this.#refused += refused.length;
-    this.#moved += batch.connections.length - refused.length;
     this.#lastAt = Date.now();
-    const refusals = new Map(refused.map((refusal) => [refusal.index, refusal]));
-    for (const [index, connection] of batch.connections.entries()) {
-      const refusal = refusals.get(index);
-      if (refusal) connection.thaw(refusalOf(refusal));
-      else connection.leave();
+    try {
+      await this.#channel.send(encodeFrame({ type: "yours", number }), [], this.#sending);
+    } catch (error) {
+      forEach(batch.connections, (connection) => connection.thaw(error));
+      throw error;
     }
+    const refusals = new Map(refused.map((refusal) => [refusal.index, refusal]));
+    this.#refused += refusals.size;
+    this.#moved += batch.connections.length - refusals.size;
+    forEach(batch.connections, (connection, index) => {
+      const refusal = refusals.get(index);
+      if (refusal) connection.thaw(refusalOf(refusal), true);
+      else connection.leave();
+    });
   }
 
   /** Says that everything that is not given up stays, and only then reads on. */
-  #giveBack(error: unknown): void {
+  async #giveBack(error: unknown): Promise<void> {
+    const connections = this.#outstanding.splice(0).flatMap((batch) => batch.connections);
+    // Half a frame gives nothing away, and nothing else is on its way then.
+    if (!this.#isCut) await this.#lastWord(connections.length > 0 ? "back" : "done");
     const why = error ?? new PeerLostError("The time for moving connections is over");
-    const type = this.#outstanding.length > 0 ? "back" : "done";
-    if (!(error instanceof PeerLostError)) void this.#channel.send(encodeFrame({ type }), [], { timeoutMs: 1 }).catch(() => {});
-    for (const { connections } of this.#outstanding.splice(0)) {
-      for (const connection of connections) connection.thaw(why);
-    }
+    forEach(connections, (connection) => connection.thaw(why));
     for (const source of this.#started) source.stop();
     this.#started = new Set();
   }
 
+  /** Whoever cannot be told has gone. */
+  async #lastWord(type: "back" | "done"): Promise<void> {
+    await this.#channel.send(encodeFrame({ type }), [], this.#sending).catch(() => {});
+  }
+
   /** Waits for an answer, for a connection that may go, or a little. */
   async #something(): Promise<void> {
-    const oldest = this.#outstanding[0];
-    if (oldest && Date.now() - oldest.sentAt > this.#limits.keptMs) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_TIMEOUT",
-        `Waited ${this.#limits.keptMs} ms for the successor to keep ${oldest.connections.length} connections ` +
-          "(limit keptMs): it is stopped, busy or stuck; they stay here",
-      );
-    }
+    this.#checkTime();
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, askAgainMs);
       this.#wake = () => {
@@ -343,6 +366,20 @@ export class Departures {
       };
     });
     this.#wake = () => {};
+  }
+
+  /** Late is who is late twice: this process may have been stopped itself, and reads what has come first. */
+  #checkTime(): void {
+    const oldest = this.#outstanding[0];
+    const wasLate = this.#isLate;
+    this.#isLate = oldest !== undefined && oldest.sentAt > 0 &&
+      Date.now() - Math.max(oldest.sentAt, this.#lastAt) > this.#limits.keptMs;
+    if (!wasLate || !this.#isLate) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_TIMEOUT",
+      `Waited ${this.#limits.keptMs} ms for the successor to keep ${oldest!.connections.length} connections ` +
+        "(limit keptMs): it is stopped, busy or stuck; they stay here",
+    );
   }
 
   #tellSometimes(): void {
@@ -356,7 +393,20 @@ export class Departures {
 
 function stateSize({ state }: Frozen): number {
   // Most have none, or a few numbers.
-  return state === null ? 4 : new TextEncoder().encode(JSON.stringify(state)).length;
+  return state === null ? 4 : jsonSize(state);
+}
+
+/** Does a thing with all of them, whatever one throws, and throws the first of that. */
+function forEach(connections: readonly Frozen[], use: (connection: Frozen, index: number) => void): void {
+  const errors: unknown[] = [];
+  for (const [index, connection] of connections.entries()) {
+    try {
+      use(connection, index);
+    } catch (error) {
+      errors.push(error);
+    }
+  }
+  if (errors.length > 0) throw errors[0];
 }
 
 function sum(numbers: readonly number[]): number {

@@ -11,6 +11,7 @@
  */
 
 import { type OpenRequest, Requests } from "../connections/requests.ts";
+import { correctInfo, type TruePeers } from "../connections/true_peers.ts";
 import { cameThrough } from "../sockets/address.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
 import type { Runtime } from "../runtime.ts";
@@ -60,6 +61,8 @@ export class Drain {
   mode: DrainMode = "serving";
   /** What the handlers are answering. */
   readonly requests: Requests = new Requests();
+  /** Whom connections are with that came from another process; what a runtime says is not true. */
+  peers: TruePeers | null = null;
 
   /** Whether everybody is told. */
   get active(): boolean {
@@ -78,6 +81,7 @@ export class Drain {
     const drain = this;
     const { requests } = this;
     const wrapper = function (this: unknown, request: unknown, info: unknown): unknown {
+      if (drain.peers) correctInfo(info, drain.peers);
       const open = requests.fetch(request, info);
       const answered = (value: unknown): unknown => {
         requests.returned(open, value);

@@ -46,6 +46,16 @@ export function encodeFrame(head: object, body: Uint8Array = new Uint8Array(0)):
   return frame;
 }
 
+/** How many bytes a value takes in a head; without end for what is no JSON. */
+export function jsonSize(value: unknown): number {
+  try {
+    const json = JSON.stringify(value) as string | undefined;
+    return json === undefined ? Infinity : new TextEncoder().encode(json).length;
+  } catch {
+    return Infinity;
+  }
+}
+
 /** Cuts a stream of bytes into frames, without trusting any of it. */
 export class FrameReader {
   readonly #headLimit: number;
@@ -88,6 +98,11 @@ export class FrameReader {
       this.#needed = headerSize;
     }
     return frames;
+  }
+
+  /** Whether no frame has begun that is not whole. */
+  get isBetween(): boolean {
+    return this.#size === 0;
   }
 
   /** The same where frames have no body: their heads. */

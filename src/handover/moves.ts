@@ -7,11 +7,17 @@
 
 import { Arrivals, type Entrance } from "./arrivals.ts";
 import type { FdChannel } from "../channels/fd_channel.ts";
+import { acceptedSink } from "../connections/accepted.ts";
+import { HttpConnections } from "../connections/http_connections.ts";
+import { HttpSource } from "../connections/http_source.ts";
 import { type ConnectionsOptions, RawConnections } from "../connections/raw.ts";
-import type { Json } from "../connections/movable.ts";
+import { TruePeers } from "../connections/true_peers.ts";
+import type { Json, Sink } from "../connections/movable.ts";
+import type { InetAddress, SocketAddress } from "../c/sockaddr.ts";
 import type { Conversation } from "./conversation.ts";
 import { Departures, type Exit, type Progress } from "./departures.ts";
-import type { Drained } from "./drain.ts";
+import type { Drain, Drained } from "./drain.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
@@ -38,16 +44,22 @@ export class Moves {
   readonly #tell: (progress: Progress) => void;
   readonly #failed: (error: unknown) => void;
   readonly #raw = new Map<string, RawConnections<unknown, Json>>();
+  readonly #servers = new Map<string, { readonly source: HttpSource; readonly sink: Sink }>();
+  readonly #endpoints = new Map<string, Endpoint>();
+  readonly #peers: TruePeers;
+  readonly #http: HttpConnections;
   #arrivals: Arrivals | null = null;
   #departures: Departures | null = null;
 
   /**
+   * @param drain What the process's handlers are wrapped with.
    * @param tell Hears of the progress of departures.
    * @param failed Hears of a connection that could not be served, and of a peer that broke the protocol.
    */
   constructor(
     runtime: Runtime,
     limits: Limits,
+    drain: Drain,
     tell: (progress: Progress) => void,
     failed: (error: unknown) => void,
   ) {
@@ -55,6 +67,33 @@ export class Moves {
     this.#limits = limits;
     this.#tell = tell;
     this.#failed = failed;
+    this.#peers = drain.peers = new TruePeers(runtime);
+    drain.requests.truePeer = ({ hostname, port }) => inetOnly(this.#peers.of(hostname, port));
+    this.#http = new HttpConnections(runtime, {
+      endpoints: () => [...this.#endpoints.values()].map(({ name, identity }) => ({ name, address: identity.address })),
+      requests: drain.requests,
+      quietMs: limits.quietMs,
+    });
+  }
+
+  /** An endpoint of this process is open; its connections are an HTTP server's unless the object is known to be none. */
+  opened(endpoint: Endpoint, native: unknown): void {
+    const { name, descriptor, identity: { address } } = endpoint;
+    this.#endpoints.set(name, endpoint);
+    if (this.#runtime.inspect(native)?.kind === "listener") return;
+    const { openMs, spareCount } = this.#limits;
+    this.#servers.set(name, {
+      source: new HttpSource(this.#http, name),
+      sink: acceptedSink(this.#runtime, {
+        address,
+        listener: descriptor,
+        native,
+        openMs,
+        spareCount,
+        peers: this.#peers,
+        failed: this.#failed,
+      }),
+    });
   }
 
   /** Connections that the application speaks on itself. */
@@ -77,9 +116,10 @@ export class Moves {
     this.#arrivals.ended.catch(this.#failed);
   }
 
-  /** This process has a successor: its connections may go. */
-  depart(conversation: Conversation): void {
+  /** This process has a successor: its connections may go. Resolves when no more will. */
+  depart(conversation: Conversation): Promise<void> {
     this.#departures = new Departures(this.#runtime, this.#limits, conversation, () => this.#exits(), this.#tell);
+    return this.#departures.ended;
   }
 
   /** Whether connections can go. */
@@ -109,10 +149,18 @@ export class Moves {
   }
 
   #exits(): Exit[] {
-    return [...this.#raw].map(([name, source]) => ({ name, kind: "raw", source }));
+    const raw = [...this.#raw].map(([name, source]): Exit => ({ name, kind: "raw", source }));
+    const http = [...this.#servers].map(([name, { source }]): Exit => ({ name, kind: "http", source }));
+    return [...raw, ...http];
   }
 
   #entrances(): Entrance[] {
-    return [...this.#raw].map(([name, sink]) => ({ name, kind: "raw", sink }));
+    const raw = [...this.#raw].map(([name, sink]): Entrance => ({ name, kind: "raw", sink }));
+    const http = [...this.#servers].map(([name, { sink }]): Entrance => ({ name, kind: "http", sink }));
+    return [...raw, ...http];
   }
+}
+
+function inetOnly(address: SocketAddress | null): InetAddress | null {
+  return address?.family === "unix" ? null : address;
 }

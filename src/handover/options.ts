@@ -6,6 +6,7 @@
 
 import type { Json } from "../connections/movable.ts";
 import { TakeoverError } from "../errors.ts";
+import { jsonSize } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import type { OfferedState } from "./messages.ts";
 import type { PassedDescriptor } from "./foreign_sockets.ts";
@@ -55,13 +56,14 @@ export interface StateOptions {
 export function stateOf({ state }: TakeoverOptions, { stateSize }: Limits): OfferedState | null {
   if (!state) return null;
   const value = state.save();
-  const size = new TextEncoder().encode(JSON.stringify(value) ?? "").length;
-  if (size > 0 && size <= stateSize && Number.isSafeInteger(state.version) && state.version >= 0) {
+  const size = jsonSize(value);
+  if (size <= stateSize && Number.isSafeInteger(state.version) && state.version >= 0) {
     return { version: state.version, value };
   }
   throw new TakeoverError(
     "ERR_TAKEOVER_LIMIT",
-    `Cannot give a successor a state of version ${state.version} with ${size} bytes of JSON: expected a version ` +
-      `from 0 on, and 1 to ${stateSize} bytes (limit stateSize)`,
+    `Cannot give a successor a state of version ${state.version} ${
+      size === Infinity ? "that is no JSON" : `with ${size} bytes of JSON`
+    }: expected a version from 0 on, and at most ${stateSize} bytes (limit stateSize)`,
   );
 }

@@ -38,6 +38,7 @@ import { Reporting } from "./reporting.ts";
 import type { ControlListener, Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { type Beginning, begin, instanceName } from "./beginning.ts";
+import type { Conversation } from "./conversation.ts";
 import { type DrainOutcome, Moves } from "./moves.ts";
 import type { ConnectionsOptions, RawConnections } from "../connections/raw.ts";
 import type { Json } from "../connections/movable.ts";
@@ -144,6 +145,7 @@ export class Takeover implements AsyncDisposable {
     this.#moves = new Moves(
       runtime,
       this.#limits,
+      this.#drain,
       (progress) => this.#emitter.emit("progress", progress),
       (error) => this.#emitter.emit("unserved", reported(error)),
     );
@@ -166,7 +168,7 @@ export class Takeover implements AsyncDisposable {
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
-      move: (second) => this.#moves.depart(second),
+      move: (second) => this.#depart(second),
       resume: (to, error) => this.#resume(to, error),
       settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
@@ -416,6 +418,7 @@ export class Takeover implements AsyncDisposable {
     this.#add(endpoint, isNew);
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
+    this.#moves.opened(endpoint, native);
     return native;
   }
 
@@ -515,6 +518,14 @@ export class Takeover implements AsyncDisposable {
     this.#emitter.emit("leased", { to });
   }
 
+  /** Those that can move are told nothing, as long as there is somebody to move to. */
+  #depart(second: Conversation): void {
+    this.#drain.mode = "moving";
+    void this.#moves.depart(second).then(() => {
+      if (this.#stage !== "serving") this.#drain.mode = "closing";
+    });
+  }
+
   #resume(to: Peer, error: unknown): void {
     void this.#moves.stop(error);
     this.#reporting.keptOn();
@@ -551,8 +562,12 @@ export class Takeover implements AsyncDisposable {
   async #waitForConnections(): Promise<DrainOutcome> {
     const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
     const { drainMs } = this.#limits;
-    this.#moves.hurry(Math.max(drainMs - lastChanceMs, drainMs / 2));
+    const lastChanceAt = Math.max(drainMs - lastChanceMs, drainMs / 2);
+    this.#moves.hurry(lastChanceAt);
+    // What has not moved by then will not: it is told when it is answered.
+    const timer = setTimeout(() => this.#drain.mode = "closing", lastChanceAt);
     const ended = await connectionsEnd(this.#runtime, addresses, drainMs);
+    clearTimeout(timer);
     await this.#moves.stop();
     const drained = { ...ended, connections: this.#moves.departed };
     await this.#reporting.idle();

@@ -3,7 +3,13 @@ import { once } from "node:events";
 import http from "node:http";
 import net from "node:net";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
-import { acceptedSink, type AcceptedOptions, batchCount, saysNothing, SeatedSink } from "../../src/connections/accepted.ts";
+import {
+  type AcceptedOptions,
+  acceptedSink,
+  batchCount,
+  saysNothing,
+  SeatedSink,
+} from "../../src/connections/accepted.ts";
 import type { Arrival, Place, Sink } from "../../src/connections/movable.ts";
 import { replayedSink, type ReplayedOptions } from "../../src/connections/replayed.ts";
 import { correctInfo, TruePeers } from "../../src/connections/true_peers.ts";
@@ -41,7 +47,8 @@ const served: Kind = runtime.name === "deno"
     open: (at, peers) =>
       Deno.serve({ ...at, onListen() {} }, async (request: Request, info: Any) => {
         correctInfo(info, peers);
-        return new Response(answer(info.remoteAddr.port, new URL(request.url).pathname, await request.text()));
+        const { pathname } = new URL(request.url);
+        return new Response(answer(info.remoteAddr.port, pathname, await request.text()));
       }),
     close: (server) => server.shutdown(),
   }
@@ -50,7 +57,8 @@ const served: Kind = runtime.name === "deno"
       Bun.serve({
         ...at,
         async fetch(request: Request, server: Any) {
-          return new Response(answer(server.requestIP(request)?.port, new URL(request.url).pathname, await request.text()));
+          const { port } = server.requestIP(request) ?? {};
+          return new Response(answer(port, new URL(request.url).pathname, await request.text()));
         },
       }),
     close: (server) => server.stop(true),
@@ -245,7 +253,10 @@ onServed("acceptedSink reaches a server at 0.0.0.0", (kind) => movesMany(kind, 3
 
 onServed("acceptedSink reaches a server at ::", (kind) => movesMany(kind, 3, all6, loopback6));
 
-onServed("acceptedSink reaches a server at :: that takes IPv6 only", (kind) => movesMany(kind, 3, all6, loopback6, true));
+onServed(
+  "acceptedSink reaches a server at :: that takes IPv6 only",
+  (kind) => movesMany(kind, 3, all6, loopback6, true),
+);
 
 onServed("acceptedSink reaches a server at ::1", (kind) => movesMany(kind, 3, loopback6, loopback6));
 
@@ -334,7 +345,8 @@ async function goesOnAt(own: Own, sink: Sink, sizes: readonly number[]): Promise
 }
 
 /** Every third byte, the end of the head, and the whole request. */
-const splits = [...Array.from({ length: Math.floor(post.length / 3) }, (_, index) => 1 + 3 * index), 54, 55, post.length - 1, post.length];
+const thirds = Array.from({ length: Math.floor(post.length / 3) }, (_, index) => 1 + 3 * index);
+const splits = [...thirds, post.indexOf("0123"), post.length - 1, post.length];
 
 onServed("acceptedSink has the server read what was read elsewhere, wherever that ends", (kind) =>
   serving(kind, loopback, (own) => goesOnAt(own, acceptedSink(runtime, own.options), splits)));
@@ -408,6 +420,21 @@ test("a place in a server of node:http that is cancelled leaves the connection a
   await cancels(nodeHttp, seated);
 });
 
+test("SeatedSink gives up a connection when its server reads nothing for stallMs", async () => {
+  const deaf: Kind = { ...nodeHttp, open: (at) => http.createServer(() => {}).listen(at) };
+  await serving(deaf, loopback, async (own) => {
+    const head = "POST /deaf HTTP/1.1\r\nHost: test\r\nContent-Length: 20000000\r\n\r\n";
+    const moved = await pairs(1, loopback, bytesOf(head + "z".repeat(20_000_000)));
+    const ended = once(moved[0]!.client, "close");
+    await move(seated(own), moved);
+    moved[0]!.client.resume().on("end", () => moved[0]!.client.destroy());
+    await ended;
+    const [error] = own.failures.splice(0) as Error[];
+    assert.match(error!.message, /under its server: neither side has read anything for 100 ms$/);
+    await gone(moved);
+  }, { stallMs: 100 });
+});
+
 test("SeatedSink connects again when the server has closed a place before it was taken", async () => {
   await serving(nodeHttp, loopback, async (own) => {
     const accepted: net.Socket[] = [];
@@ -470,7 +497,8 @@ test("SeatedSink refuses a connection of another family", async () => {
   await serving(nodeHttp, loopback, async (own) => {
     const moved = await pairs(1, loopback6);
     const [place] = await seated(own).prepare([moved[0]!.arrival]);
-    assert.match((place as Error).message, /^Cannot put the connection at \[::1\]:\d+ under .* expected one of the family inet$/);
+    const { message } = place as Error;
+    assert.match(message, /^Cannot put the connection at \[::1\]:\d+ under .* expected one of the family inet$/);
     moved[0]!.arrival.descriptor[Symbol.dispose]();
     await gone(moved);
   });
@@ -533,7 +561,9 @@ test("TruePeers forgets a connection that has ended", async () => {
 
 test("TruePeers does not grow with connections that have ended", () => {
   const peers = new TruePeers(runtime);
-  for (let port = 1; port <= 2_000; port++) peers.add({ family: "inet", hostname: "127.9.9.9", port }, loopback, -1, "ended");
+  for (let port = 1; port <= 2_000; port++) {
+    peers.add({ family: "inet", hostname: "127.9.9.9", port }, loopback, -1, "ended");
+  }
   assert.ok(peers.size <= 256, `${peers.size} are kept`);
 });
 
@@ -584,7 +614,7 @@ const websockets: Kind = runtime.name === "deno"
 /** The same, written by hand over node:http; one short frame at a time. */
 const upgraded: Kind = {
   open: (at) =>
-    http.createServer((_, response) => response.writeHead(404).end("no")).on("upgrade", (request, socket: net.Socket) => {
+    http.createServer().on("upgrade", (request, socket: net.Socket) => {
       if (request.url !== "/ws") return void socket.end("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
       socket.on("error", () => {});
       socket.on("end", () => socket.end());
@@ -627,14 +657,15 @@ const replays = (kind: Kind, count: number) =>
     await new Promise((resolve) => setTimeout(resolve, 50));
   });
 
-onServed("replayedSink upgrades connections once more, and loses nothing that is said", () => replays(websockets, 40));
+onServed("replayedSink upgrades connections once more, and loses nothing that is said", () => replays(websockets, 20));
 
-test("replayedSink upgrades connections of node:http once more, and loses nothing that is said", () => replays(upgraded, 40));
+test("replayedSink upgrades connections of node:http once more, and loses nothing that is said", () =>
+  replays(upgraded, 20));
 
 /** Nothing was read elsewhere: the greeting is there before anything else. */
 const greets = (kind: Kind) =>
   serving(kind, loopback, async (own) => {
-    const moved = await pairs(40);
+    const moved = await pairs(20);
     await move(replaying(own), moved);
     for (const { client } of moved) {
       await says(client, fromServer("hello"));

@@ -5,6 +5,7 @@
  */
 
 import net from "node:net";
+import { patternOf } from "./pattern.ts";
 
 /** The answer to a line. */
 export interface Answer {
@@ -22,21 +23,19 @@ const patienceMs = 30_000;
 /** A connection whose bytes are taken when they are wanted, and not before. */
 export class LineClient implements Disposable {
   readonly socket: net.Socket;
-  /** Resolves with `end`, or with the code of the error. */
-  readonly ended: Promise<string>;
+  /** What has been taken and not been used. */
+  #rest: Buffer = Buffer.alloc(0);
 
-  constructor(to: net.NetConnectOpts) {
-    this.socket = net.connect({ noDelay: true, ...to, allowHalfOpen: true });
-    this.ended = new Promise((resolve) => {
-      this.socket.once("end", () => resolve("end"));
-      this.socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
-    });
+  private constructor(to: net.NetConnectOpts) {
+    this.socket = net.connect({ noDelay: true, ...to, allowHalfOpen: true } as net.NetConnectOpts);
+    // Whatever ends it is seen by whoever reads.
+    this.socket.on("error", () => {});
   }
 
   /** Opens a connection; its first line has been answered. */
   static async open(to: net.NetConnectOpts): Promise<LineClient> {
     const client = new LineClient(to);
-    await client.ask();
+    if (await client.ask() === null) throw new Error(`Nobody answers at ${JSON.stringify(to)}`);
     return client;
   }
 
@@ -47,37 +46,84 @@ export class LineClient implements Disposable {
     return clients;
   }
 
-  /** Sends a line and gives its answer. */
-  async ask(line = "x"): Promise<Answer> {
+  /** Sends a line and gives its answer; null when the connection has ended. */
+  async ask(line = "x"): Promise<Answer | null> {
     this.socket.write(`${line}\n`);
     return await this.answer();
   }
 
-  /** The next answer. */
-  async answer(): Promise<Answer> {
-    const text = await this.#taken(() => this.#line());
+  /** The next answer; null when the connection has ended. */
+  async answer(): Promise<Answer | null> {
+    let end: number;
+    while ((end = this.#rest.indexOf("\n")) < 0) if (!await this.#more()) return null;
+    const text = this.#taken(end + 1).toString("latin1").trimEnd();
     const [, prefix, count, pid, generation] = /^(.*?)(\d+) (\d+) (\d+)$/.exec(text) ?? [];
     if (prefix === undefined) throw new Error(`Expected an answer, got ${JSON.stringify(text.slice(0, 80))}`);
     return { prefix, count: Number(count), pid: Number(pid), generation: Number(generation) };
   }
 
-  /** Exactly that many bytes. */
-  async bytes(size: number): Promise<Uint8Array> {
-    return await this.#taken(() => this.socket.readableLength < size ? this.#short(size) : this.socket.read(size));
+  /** Whether the next bytes are the first so many of the pattern. */
+  async hasPattern(size: number): Promise<boolean> {
+    const pattern = patternOf(size);
+    for (let at = 0; at < size;) {
+      if (this.#rest.length === 0 && !await this.#more()) return false;
+      const chunk = this.#taken(Math.min(this.#rest.length, size - at));
+      if (!chunk.equals(pattern.subarray(at, at += chunk.length))) return false;
+    }
+    return true;
   }
 
-  /** A chunk, or null at the end. */
+  /** The next bytes; null at the end. */
   async some(): Promise<Uint8Array | null> {
-    return await this.#taken(() => this.socket.read() ?? (this.socket.readableEnded ? "end" : null))
-      .then((chunk) => chunk === "end" ? null : chunk);
+    if (this.#rest.length === 0 && !await this.#more()) return null;
+    return this.#taken(this.#rest.length);
   }
 
-  /** Whether something has come that nobody has asked for. */
-  get hasMore(): boolean {
-    return this.socket.readableLength > 0;
+  /** Whether nothing has come that nobody has asked for. */
+  get isSilent(): boolean {
+    return this.#rest.length === 0 && this.socket.readableLength === 0;
+  }
+
+  /** Ends this side. */
+  end(): void {
+    this.socket.end();
   }
 
   [Symbol.dispose](): void {
     this.socket.destroy();
+  }
+
+  #taken(size: number): Buffer {
+    const taken = this.#rest.subarray(0, size);
+    this.#rest = this.#rest.subarray(size);
+    return taken;
+  }
+
+  /** Takes what has come, or waits for it; false at the end. */
+  async #more(): Promise<boolean> {
+    const { socket } = this;
+    for (;;) {
+      const chunk = socket.read() as Buffer | null;
+      if (chunk !== null) {
+        this.#rest = Buffer.concat([this.#rest, chunk]);
+        return true;
+      }
+      if (socket.readableEnded || socket.destroyed) return false;
+      await this.#event();
+    }
+  }
+
+  #event(): Promise<void> {
+    const { socket } = this;
+    const events = ["readable", "end", "close"];
+    return new Promise((resolve, reject) => {
+      const settle = () => {
+        clearTimeout(timer);
+        for (const event of events) socket.off(event, settle);
+        resolve();
+      };
+      const timer = setTimeout(() => reject(new Error(`Nothing came within ${patienceMs} ms`)), patienceMs);
+      for (const event of events) socket.on(event, settle);
+    });
   }
 }

@@ -26,6 +26,8 @@ export interface LinePlan {
   readonly count: number;
   /** Lines, on all of them together. */
   readonly perSecond: number;
+  /** How long the last answers may take. */
+  readonly answerLimitMs?: number;
 }
 
 /** What came of it. */
@@ -43,14 +45,14 @@ export interface LineReport {
 }
 
 /** Long enough that only a lost line takes it. */
-const answerLimitMs = 15_000;
+const defaultAnswerLimitMs = 15_000;
 
 /** Connections that are being opened at once. */
 const openingCount = 64;
 
 const tickMs = 5;
 
-const plan: LinePlan = JSON.parse(process.argv[2]!);
+const { answerLimitMs = defaultAnswerLimitMs, ...plan }: LinePlan = JSON.parse(process.argv[2]!);
 const startedAt = performance.now();
 const failures: Record<string, number> = {};
 const byGeneration: Record<string, number> = {};

@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { binaries, root } from "./binaries.mjs";
+import type { LinePlan, LineReport } from "./line_load.ts";
 import type { LoadPlan, LoadReport } from "./load.ts";
 import { type RuntimeName, Server } from "./server.ts";
 
@@ -102,23 +103,40 @@ export function summaryOf(report: LoadReport): string {
 }
 
 /** Load in a process of its own. */
-export interface Load {
+export interface Load<R = LoadReport> {
   /** The last line. */
-  readonly report: Promise<LoadReport>;
+  readonly report: Promise<R>;
   /** Ends it before its time. */
   stop(): void;
 }
 
 /** Starts the load client; `progress` hears a report a second. */
 export function startLoad(plan: LoadPlan, progress: (report: LoadReport) => void = () => {}): Load {
+  return startClient("test/support/load.ts", plan, progress);
+}
+
+/** Starts connections that stay; resolves once each has had its first answer. */
+export async function startLines(plan: LinePlan): Promise<Load<LineReport>> {
+  let begin = () => {};
+  const begun = new Promise<void>((resolve) => begin = resolve);
+  const load = startClient<LineReport>("test/support/line_load.ts", plan, () => begin());
+  await Promise.race([begun, load.report]);
+  return load;
+}
+
+function startClient<R extends { readonly done: boolean }>(
+  file: string,
+  plan: object,
+  progress: (report: R) => void,
+): Load<R> {
   const child = spawn(
     binaries.node26,
-    ["--no-warnings", join(root, "test/support/load.ts"), JSON.stringify(plan)],
+    ["--no-warnings", join(root, file), JSON.stringify(plan)],
     { cwd: root, stdio: ["ignore", "pipe", "inherit"] },
   );
-  const report = new Promise<LoadReport>((resolve, reject) => {
+  const report = new Promise<R>((resolve, reject) => {
     createInterface({ input: child.stdout }).on("line", (line) => {
-      const found = JSON.parse(line) as LoadReport;
+      const found = JSON.parse(line) as R;
       if (found.done) resolve(found);
       else progress(found);
     });

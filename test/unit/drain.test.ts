@@ -27,11 +27,50 @@ class FakeServerResponse {
 
 const ignoring = (_request: string, _response: FakeServerResponse): void => {};
 
-test("Drain.fetch keeps the handler's length, which Deno looks at", () => {
+test("Drain.fetch takes two arguments at least, because Deno passes no more than a handler has", () => {
   const drain = new Drain();
-  assert.equal(drain.fetch(() => new Response()).length, 0);
-  assert.equal(drain.fetch((_request: Request) => new Response()).length, 1);
+  assert.equal(drain.fetch(() => new Response()).length, 2);
   assert.equal(drain.fetch((_request: Request, _info: unknown) => new Response()).length, 2);
+});
+
+test("Drain.fetch announces the close while connections move only to those that cannot", () => {
+  const drain = new Drain();
+  drain.mode = "moving";
+  const handler = drain.fetch((_request: unknown, _info: unknown) => new Response());
+  const info = { completed: Promise.resolve(), remoteAddr: { hostname: "192.0.2.1", port: 1 } };
+  const headers = new Headers({ host: "shop.test" });
+  const announced = (url: string, beside: unknown) => handler({ url, headers }, beside).headers.get("connection");
+  assert.equal(announced("http://shop.test/", info), null);
+  assert.equal(announced("https://shop.test/", info), "close");
+  assert.equal(announced("http://shop.test/", { ...info, remoteAddr: { transport: "unix" } }), "close");
+});
+
+test("Drain.listener announces the close while connections move only to those that cannot", () => {
+  const drain = new Drain();
+  drain.mode = "moving";
+  const listener = drain.listener((_request: unknown, _response: FakeServerResponse) => {});
+  const socket = { remoteAddress: "192.0.2.1", remotePort: 1 };
+  const announced = (httpVersion: string) => {
+    const response = new FakeServerResponse();
+    listener({ url: "/", httpVersion, headers: { host: "shop.test" }, socket }, response);
+    return response.headers.connection;
+  };
+  assert.equal(announced("1.1"), undefined);
+  assert.equal(announced("1.0"), "close");
+});
+
+test("Drain.fetch knows what it is answering until the handler's runtime has sent it", async () => {
+  const drain = new Drain();
+  let finish = () => {};
+  const completed = new Promise<void>((resolve) => finish = resolve);
+  await drain.fetch((_request: unknown, _info: unknown) => Promise.resolve(new Response()))(
+    new Request("http://shop.test/"),
+    { completed, remoteAddr: { hostname: "192.0.2.1", port: 1 } },
+  );
+  assert.equal(drain.requests.size, 1);
+  finish();
+  await completed;
+  assert.equal(drain.requests.size, 0);
 });
 
 test("Drain.fetch passes the request, what comes beside it, and this", () => {

@@ -27,6 +27,12 @@ test("encodeFrame writes the magic, two sizes and the head", () => {
   assert.equal(new TextDecoder().decode(frame.slice(headerSize)), '{"type":"é"}');
 });
 
+test("encodeFrame writes the body behind the head, and its size", () => {
+  const frame = encodeFrame({ type: "x" }, Uint8Array.of(7, 8));
+  assert.deepEqual([...frame.slice(4, headerSize)], [0, 0, 0, 12, 0, 0, 0, 2]);
+  assert.deepEqual([...frame.slice(-2)], [7, 8]);
+});
+
 test("FrameReader gives the head of a whole frame", () => {
   assert.deepEqual(new FrameReader(limit).push(encodeFrame(hello)), [hello]);
 });
@@ -96,6 +102,43 @@ test("FrameReader refuses a body by the header alone", () => {
   for (const size of [1, 0xffffffff]) {
     assert.throws(() => new FrameReader(limit).push(headerOf(2, size)), takeoverError("ERR_TAKEOVER_LIMIT"));
   }
+});
+
+test("FrameReader takes a body of exactly the limit", () => {
+  const body = Uint8Array.from({ length: limit }, (_, index) => index);
+  const [frame] = new FrameReader(limit, limit).read(encodeFrame(hello, body));
+  assert.deepEqual(frame!.head, hello);
+  assert.deepEqual([...frame!.body], [...body]);
+});
+
+test("FrameReader refuses a body over the limit by the header alone, and says which limit", () => {
+  for (const size of [limit + 1, 0xffffffff]) {
+    assert.throws(() => new FrameReader(limit, limit).read(headerOf(2, size)), {
+      ...takeoverError("ERR_TAKEOVER_LIMIT"),
+      message: `Cannot read a frame with a body of ${size} bytes: expected at most ${limit} (limit bodySize)`,
+    });
+  }
+});
+
+test("FrameReader gives a frame with a body when it is whole, wherever it was split", () => {
+  const frames = concat(encodeFrame(hello, Uint8Array.of(1, 2, 3)), encodeFrame({ type: "b" }));
+  for (let at = 0; at <= frames.length; at++) {
+    const reader = new FrameReader(limit, 3);
+    const found = [...reader.read(frames.slice(0, at)), ...reader.read(frames.slice(at))];
+    assert.deepEqual(found.map(({ head, body }) => [head, [...body]]), [[hello, [1, 2, 3]], [{ type: "b" }, []]], `split at ${at}`);
+  }
+});
+
+test("FrameReader.isBetween is false from the first byte of a frame to the last of its body", () => {
+  const reader = new FrameReader(limit, 3);
+  const frame = encodeFrame(hello, Uint8Array.of(1, 2, 3));
+  assert.equal(reader.isBetween, true);
+  for (const byte of frame.subarray(0, -1)) {
+    reader.read(Uint8Array.of(byte));
+    assert.equal(reader.isBetween, false);
+  }
+  assert.equal(reader.read(frame.subarray(-1)).length, 1);
+  assert.equal(reader.isBetween, true);
 });
 
 test("FrameReader refuses a head that is no JSON", () => {

@@ -10,7 +10,7 @@ import test from "node:test";
 import { decodeRights, encodeRights } from "../../src/c/cmsg.ts";
 import { Conversation } from "../../src/handover/conversation.ts";
 import { TakeoverError } from "../../src/errors.ts";
-import { encodeFrame, type FrameHead, FrameReader, headerSize } from "../../src/handover/frame.ts";
+import { encodeFrame, type Frame, type FrameHead, FrameReader, headerSize } from "../../src/handover/frame.ts";
 import { limitsFrom } from "../../src/limits.ts";
 import {
   parseBatch,
@@ -21,6 +21,7 @@ import {
   parseReady,
   parseRefusal,
 } from "../../src/handover/messages.ts";
+import { parseKept, parseMove, parseTakes, parseYours } from "../../src/handover/move_messages.ts";
 import { Protocol, type Role } from "../../src/handover/protocol.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../src/c/sockaddr.ts";
 import { concat, FakeStream, linux, seeded } from "./support.ts";
@@ -30,6 +31,9 @@ const limits = limitsFrom({ headSize: 64 * 1024, endpointCount: 8 });
 const token = "0123456789abcdef0123456789abcdef";
 const web = { kind: "listener", name: "web", address: { family: "inet", hostname: "127.0.0.1", port: 80 }, cookie: "" };
 const control = { kind: "control", name: "", address: { family: "unix", path: "/run/x" }, cookie: "0000000000000001" };
+
+const moved = { cookie: "0000000000000002", state: { count: 7 }, unread: 3 };
+const move = { type: "move", number: 1, name: "web", kind: "raw", connections: [moved, { ...moved, state: null, unread: 0 }] };
 
 /** One good frame of every type: what is mutated. */
 const heads: readonly object[] = [
@@ -48,6 +52,12 @@ const heads: readonly object[] = [
   { type: "released" },
   { type: "refuse", code: "ERR_TAKEOVER_BUSY", message: "busy" },
   { type: "abort", code: "ERR_TAKEOVER_LOST", message: "lost" },
+  { type: "takes", room: 100, parties: [{ name: "web", kind: "raw" }, { name: "web", kind: "http" }] },
+  move,
+  { type: "kept", number: 1, room: 98, refused: [{ index: 1, code: "ERR_TAKEOVER_ADOPT", message: "no" }] },
+  { type: "yours", number: 1 },
+  { type: "back" },
+  { type: "done" },
 ];
 
 /** Values that a field does not expect. */
@@ -56,7 +66,7 @@ const values: readonly unknown[] = [
   ...[[], {}, [[]], [null], new Array(100).fill("web"), { type: "hello" }, { family: "unix", path: "x".repeat(2_000) }],
 ];
 
-const parsers: readonly ((head: FrameHead) => unknown)[] = [
+const parsers: readonly ((head: FrameHead, bodySize: number) => unknown)[] = [
   (head) => parseHello(head, limits),
   parseJoin,
   (head) => parseOffer(head, limits),
@@ -64,6 +74,10 @@ const parsers: readonly ((head: FrameHead) => unknown)[] = [
   (head) => parseReady(head, limits),
   parseLease,
   parseRefusal,
+  (head) => parseTakes(head, limits),
+  (head, bodySize) => parseMove(head, bodySize, 253, limits),
+  (head) => parseKept(head, 2),
+  parseYours,
 ];
 
 type Random = ReturnType<typeof seeded>;
@@ -74,12 +88,12 @@ function pick<T>(random: Random, from: readonly T[]): T {
 
 /** Bytes from a peer: a good frame, one with wrong fields, one with wrong bytes, a part, or noise. */
 function frame(random: Random): Uint8Array {
-  const good = encodeFrame(pick(random, heads));
+  const good = encoded(pick(random, heads));
   switch (random.below(6)) {
     case 0:
       return good;
     case 1:
-      return encodeFrame(wrongFields(random, pick(random, heads)));
+      return encoded(wrongFields(random, pick(random, heads)));
     case 2:
       return wrongBytes(random, good);
     case 3:
@@ -89,6 +103,11 @@ function frame(random: Random): Uint8Array {
     default:
       return Uint8Array.from({ length: random.below(64) }, () => random.below(256));
   }
+}
+
+/** Only a move has a body. */
+function encoded(head: object): Uint8Array {
+  return encodeFrame(head, new Uint8Array("connections" in head ? moved.unread : 0));
 }
 
 /** One to three fields at any depth with values of another kind, or without. */
@@ -132,12 +151,12 @@ test("FrameReader, the parsers and Protocol throw nothing but TakeoverError at 2
   const roles: readonly Role[] = ["incumbent", "successor"];
   const seen = { read: 0, refused: 0, parsed: 0 };
   for (let count = 0; count < frameCount; count++) {
-    const found = attempt(() => new FrameReader(limits.headSize).push(frame(random)));
+    const found = attempt(() => new FrameReader(limits.headSize, 16).read(frame(random)));
     if (found === null) seen.refused++;
-    for (const head of found ?? []) {
+    for (const { head, body } of found ?? []) {
       seen.read++;
       attempt(() => new Protocol().advance(pick(random, roles), head.type));
-      for (const parse of parsers) if (attempt(() => parse(head)) !== null) seen.parsed++;
+      for (const parse of parsers) if (attempt(() => parse(head, body.length)) !== null) seen.parsed++;
     }
   }
   // Each of the three ways was taken often, so that this test means something.
@@ -147,7 +166,7 @@ test("FrameReader, the parsers and Protocol throw nothing but TakeoverError at 2
 test("FrameReader gives the same frames however a stream of 2,000 is cut", () => {
   const random = seeded(2);
   const sent = Array.from({ length: 2_000 }, () => pick(random, heads));
-  const stream = concat(...sent.map(encodeFrame));
+  const stream = concat(...sent.map((head) => encodeFrame(head)));
   const reader = new FrameReader(limits.headSize);
   const received: FrameHead[] = [];
   for (let at = 0; at < stream.length;) {
@@ -156,6 +175,23 @@ test("FrameReader gives the same frames however a stream of 2,000 is cut", () =>
     at += size;
   }
   assert.deepEqual(received, sent);
+});
+
+test("FrameReader gives the same bodies however a stream of 500 moves is cut", () => {
+  const random = seeded(5);
+  const sent = Array.from({ length: 500 }, () => {
+    const body = Uint8Array.from({ length: random.below(300) }, () => random.below(256));
+    return { head: { ...move, connections: [{ ...moved, unread: body.length }] }, body };
+  });
+  const stream = concat(...sent.map(({ head, body }) => encodeFrame(head, body)));
+  const reader = new FrameReader(limits.headSize, 300);
+  const received: Frame[] = [];
+  for (let at = 0; at < stream.length;) {
+    const size = 1 + random.below(random.below(8) === 0 ? 4_000 : 40);
+    received.push(...reader.read(stream.slice(at, at + size)));
+    at += size;
+  }
+  assert.deepEqual(received.map(({ head, body }) => ({ head, body: [...body] })), sent.map(({ head, body }) => ({ head, body: [...body] })));
 });
 
 test("Conversation fails with a TakeoverError and never throws at 2,000 streams of malformed frames", async () => {
@@ -173,7 +209,7 @@ test("Conversation fails with a TakeoverError and never throws at 2,000 streams 
 
 test("FrameReader keeps nothing of the frames of a long stream", () => {
   const reader = new FrameReader(limits.headSize);
-  const frames = concat(...heads.map(encodeFrame));
+  const frames = concat(...heads.map((head) => encodeFrame(head)));
   const streamSize = 128 * 1024 * 1024;
   const before = process.memoryUsage().rss;
   let at = 0;

@@ -17,8 +17,8 @@ import { takeoverError } from "./support.ts";
 const limits = limitsFrom({ endpointCount: 3, nameSize: 8 });
 const token = "0123456789abcdef0123456789abcdef";
 const inet = { family: "inet", hostname: "127.0.0.1", port: 80 };
-const control = { kind: "control", name: "", address: { family: "unix", path: "/run/x" }, cookie: "0000000000000001", supervised: false };
-const web = { kind: "listener", name: "web", address: inet, cookie: "", supervised: true };
+const control = { kind: "control", name: "", address: { family: "unix", path: "/run/x" }, cookie: "0000000000000001", supervised: false, ticketKeys: "" };
+const web = { kind: "listener", name: "web", address: inet, cookie: "", supervised: true, ticketKeys: "" };
 
 const hello = {
   type: "hello",
@@ -29,8 +29,12 @@ const hello = {
   runtime: "deno 2.9.6",
   room: 100,
   require: ["web"],
+  moves: true,
 };
-const offer = { type: "offer", version: 1, pid: 1, runtime: "bun 1.4.5", generation: 3, endpoints: [control, web] };
+const offer = {
+  ...{ type: "offer", version: 1, pid: 1, runtime: "bun 1.4.5", generation: 3, endpoints: [control, web] },
+  ...{ moves: true, state: { version: 2, value: { count: [1, null] } } },
+};
 
 const noIntegers = [undefined, null, -1, 0.5, "1", NaN, Infinity, 2 ** 53, [], {}, true];
 const noTexts = [undefined, null, 1, [], {}, true, "x".repeat(1_025)];
@@ -112,6 +116,12 @@ test("parseHello refuses a required name that is none", () => {
   refuses(parseHelloHere, hello, "require", noNames.map((name) => ["web", name]), "ERR_TAKEOVER_LIMIT");
 });
 
+test("parseHello takes nothing but true for moves", () => {
+  for (const moves of [undefined, null, 1, "true", {}, false]) {
+    assert.equal(parseHelloHere({ ...hello, moves }).moves, false);
+  }
+});
+
 test("parseJoin gives the token of a join", () => {
   assert.deepEqual(parseJoin({ type: "join", token, later: 1 }), { type: "join", token });
 });
@@ -144,6 +154,23 @@ test("parseOffer refuses a runtime that is no text, or too long a one", () => {
 
 test("parseOffer refuses a generation that is no integer", () => {
   refuses(parseOfferHere, offer, "generation", noIntegers);
+});
+
+test("parseOffer takes nothing but true for moves", () => {
+  for (const moves of [undefined, null, 1, "true", {}, false]) {
+    assert.equal(parseOfferHere({ ...offer, moves }).moves, false);
+  }
+});
+
+test("parseOffer gives no state where there is none, and the value null where the state has none", () => {
+  assert.equal(parseOfferHere({ ...offer, state: undefined }).state, null);
+  assert.equal(parseOfferHere({ ...offer, state: null }).state, null);
+  assert.deepEqual(parseOfferHere({ ...offer, state: { version: 0 } }).state, { version: 0, value: null });
+});
+
+test("parseOffer refuses a state that is no object, or whose version is no integer", () => {
+  refuses(parseOfferHere, offer, "state", [1, "x", [], true]);
+  refuses(parseOfferHere, offer, "state", noIntegers.map((version) => ({ version, value: 1 })));
 });
 
 test("parseOffer refuses endpoints that are no array of objects", () => {

@@ -25,6 +25,13 @@ const allowed = [
   "leased successor settled settling",
   "leased incumbent released ended",
   "settling incumbent released ended",
+  "joined successor takes moving",
+  "moving successor takes moving",
+  "moving incumbent move moving",
+  "moving successor kept moving",
+  "moving incumbent yours moving",
+  "moving incumbent back ended",
+  "moving incumbent done ended",
 ];
 
 const hello: Step = ["successor", "hello"];
@@ -36,6 +43,12 @@ const lease: Step = ["incumbent", "lease"];
 const alive: Step = ["successor", "alive"];
 const settled: Step = ["successor", "settled"];
 const released: Step = ["incumbent", "released"];
+const join: Step = ["successor", "join"];
+const takes: Step = ["successor", "takes"];
+const move: Step = ["incumbent", "move"];
+const kept: Step = ["successor", "kept"];
+const yours: Step = ["incumbent", "yours"];
+const done: Step = ["incumbent", "done"];
 
 /** A way into every state. */
 const ways: Readonly<Record<ProtocolState, readonly Step[]>> = {
@@ -46,7 +59,8 @@ const ways: Readonly<Record<ProtocolState, readonly Step[]>> = {
   readied: [hello, offer, ready],
   leased: [hello, offer, ready, lease],
   settling: [hello, offer, ready, lease, settled],
-  joined: [["successor", "join"]],
+  joined: [join],
+  moving: [join, takes],
   ended: [hello, offer, ready, lease, settled, released],
 };
 
@@ -55,6 +69,7 @@ const roles: readonly Role[] = ["incumbent", "successor"];
 const frames: readonly FrameType[] = [
   ...["hello", "join", "offer", "batch", "received", "ready", "lease"] as const,
   ...["alive", "settled", "released", "refuse", "abort"] as const,
+  ...["takes", "move", "kept", "yours", "back", "done"] as const,
 ];
 
 function protocolIn(state: ProtocolState): Protocol {
@@ -109,6 +124,13 @@ test("Protocol.advance goes through a whole hand-over with two batches", () => {
     ...["greeted", "offered", "sending", "offered", "sending", "offered"],
     ...["readied", "leased", "leased", "leased", "settling", "ended"],
   ]);
+});
+
+test("Protocol.advance goes through the second connection, on which two moves wait for their answers", () => {
+  const steps = [join, takes, move, move, kept, yours, takes, kept, yours, done];
+  const protocol = new Protocol();
+  for (const [sender, type] of steps) protocol.advance(sender, type);
+  assert.equal(protocol.state, "ended");
 });
 
 test("Protocol.advance lets the incumbent refuse and the successor abort in every state but ended", () => {

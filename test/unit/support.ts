@@ -36,6 +36,7 @@ export function fakeRuntime(parts: Partial<Runtime> = {}): Runtime {
     libc: bindTable(linux, {}, () => 0),
     addressOf: unexpected,
     adoptStream: unexpected,
+    openSocket: unexpected,
     adoptListener: unexpected,
     env: () => undefined,
     unsetEnv: unexpected,
@@ -87,7 +88,7 @@ export class FakeStream implements ControlStream {
 
   /** Frames come in, all in one chunk. */
   arriveFrames(...heads: object[]): void {
-    this.arrive(concat(...heads.map(encodeFrame)));
+    this.arrive(concat(...heads.map((head) => encodeFrame(head))));
   }
 
   /** The connection ends. */

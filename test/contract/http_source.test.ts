@@ -1,0 +1,297 @@
+import assert from "node:assert/strict";
+import type { Frozen } from "../../src/connections/movable.ts";
+import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { unreadSize } from "../../src/sockets/queues.ts";
+import { cookieOf, duplicate, localAddress } from "../../src/sockets/socket.ts";
+import { rawRead, rawState, rawWrite } from "./ends.ts";
+import {
+  answered,
+  asked,
+  bigSize,
+  bunHttp,
+  denoHttp,
+  frozen,
+  frozenAll,
+  get,
+  type HttpKind,
+  nodeHttpKind,
+  noneFrozen,
+  serving,
+  type Serving,
+} from "./http_ends.ts";
+import { runtime, sleep, test, until } from "./support.ts";
+
+/** Of node:http on Node the parser is asked; everything else is known by the kernel and the handlers. */
+const isTold = runtime.name === "node";
+
+const isSomewhere = { parser: isTold };
+
+/** Long enough that only what is proven is frozen. */
+const never = { quietMs: 1_000_000 };
+
+/** Lets the kernel's clock go on. */
+const tickMs = 12;
+
+/** A server, and what a test does with it. */
+async function on(kind: HttpKind, use: (server: Serving) => Promise<void>, options = {}): Promise<void> {
+  const server = await serving(kind, { ...never, ...options });
+  try {
+    await use(server);
+  } finally {
+    await server.close();
+  }
+}
+
+/** What a successor does: it keeps a copy, and the server lets go. */
+function moved(connection: Frozen): OwnedDescriptor {
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, connection.descriptor));
+  connection.leave();
+  return copy;
+}
+
+/** Answers on a copy, as a successor would. */
+async function answerOn(copy: OwnedDescriptor): Promise<void> {
+  let text = "";
+  await until(() => (text += rawRead(copy)).endsWith("\r\n\r\n"), () => `a request, came ${JSON.stringify(text)}`);
+  assert.match(text, /^GET \S+ HTTP\/1\.1\r\n/);
+  rawWrite(copy, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nmoved");
+}
+
+function tests(name: string, kind: HttpKind): void {
+  test(`${name}: an idle connection is frozen, and its client goes on with the successor`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      server.start();
+      const connection = await frozen(server);
+      const { descriptor } = connection;
+      assert.equal(cookieOf(runtime, descriptor), connection.cookie);
+      assert.equal(connection.unread.length, 0);
+      using copy = moved(connection);
+      await until(() => localAddress(runtime, descriptor)?.family !== "inet", "the server to let go");
+      await sleep(tickMs);
+      assert.equal(rawState(client), "open");
+      rawWrite(client, get("/next"));
+      await answerOn(copy);
+      await answered(client, "moved");
+    }));
+
+  test(`${name}: a frozen connection is not read, and thawed it answers what has come meanwhile`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      server.start();
+      const connection = await frozen(server);
+      rawWrite(client, get("/next"));
+      await sleep(2 * tickMs);
+      assert.equal(unreadSize(runtime, connection.descriptor), get("/next").length);
+      connection.thaw(new Error("it was refused"));
+      await answered(client);
+      assert.deepEqual(server.source.census(), { waiting: 0, staying: { refused: 1 } });
+      await asked(client);
+    }));
+
+  test(`${name}: a connection on which nothing was said is frozen`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await sleep(tickMs);
+      server.start();
+      using copy = moved(await frozen(server));
+      rawWrite(client, get("/"));
+      await answerOn(copy);
+      await answered(client, "moved");
+    }));
+
+  test(`${name}: a request that is half-read keeps its connection, wherever it is cut`, () =>
+    on(kind, async (server) => {
+      const request = get("/");
+      const cuts = [1, 3, 4, 10, request.length - 3, request.length - 1];
+      const clients = cuts.map(() => server.connect());
+      for (const [index, cut] of cuts.entries()) rawWrite(clients[index]!, request.slice(0, cut));
+      await sleep(tickMs);
+      server.start();
+      await noneFrozen(server, 60, true);
+      for (const [index, cut] of cuts.entries()) rawWrite(clients[index]!, request.slice(cut));
+      for (const client of clients) await answered(client);
+      const connections = await frozenAll(server, cuts.length);
+      for (const connection of connections) connection.thaw(new Error("it was refused"));
+      for (const client of clients) client[Symbol.dispose]();
+    }));
+
+  test(`${name}: a request that begins in the tick of the answer before keeps its connection`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client);
+      rawWrite(client, "GET /ne");
+      server.start();
+      await noneFrozen(server);
+      rawWrite(client, "xt HTTP/1.1\r\nHost: test\r\n\r\n");
+      await answered(client);
+      using copy = moved(await frozen(server));
+      rawWrite(client, get("/"));
+      await answerOn(copy);
+      await answered(client, "moved");
+    }));
+
+  test(`${name}: a request that begins after an answer that was watched keeps its connection`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      server.start();
+      await noneOrThawed(server);
+      await asked(client);
+      rawWrite(client, "GET /ne");
+      const parked = server.source.ready(1, false).map((movable) => movable.freeze());
+      for (const connection of parked) connection?.thaw(new Error("it was refused"));
+      await sleep(tickMs);
+      rawWrite(client, "xt HTTP/1.1\r\nHost: test\r\n\r\n");
+      await answered(client);
+    }));
+
+  test(`${name}: a body that is on its way keeps its connection`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      rawWrite(client, "POST /body HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhel");
+      await sleep(tickMs);
+      server.start();
+      await noneFrozen(server, 80, true);
+      rawWrite(client, "lo world");
+      await answered(client, "hello worl");
+    }));
+
+  test(`${name}: an answer that comes before the body is whole is no boundary`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      rawWrite(client, "POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhel");
+      await answered(client);
+      await sleep(tickMs);
+      server.start();
+      await noneFrozen(server, 80, true);
+    }));
+
+  test(`${name}: a request whose handler is running keeps its connection`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      rawWrite(client, get("/held"));
+      await sleep(tickMs);
+      server.start();
+      await noneFrozen(server, 80, true);
+      assert.deepEqual(server.source.census(), { waiting: 1, staying: {} });
+      server.release();
+      await answered(client);
+      (await frozen(server)).thaw(new Error("it was refused"));
+    }));
+
+  test(`${name}: an answer that is streamed keeps its connection, between two of its parts too`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      rawWrite(client, get("/stream"));
+      await answered(client, "begun");
+      await sleep(2 * tickMs);
+      server.start();
+      await noneFrozen(server, 80, true);
+      server.release();
+      await answered(client, "done");
+      (await frozen(server)).thaw(new Error("it was refused"));
+    }));
+
+  test(`${name}: an answer that does not fit into the kernel keeps its connection`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      rawWrite(client, get("/big"));
+      await sleep(10 * tickMs);
+      server.start();
+      await noneFrozen(server, 80, true);
+      let size = 0;
+      await until(() => (size += rawRead(client).length) >= bigSize, () => `${bigSize} bytes, came ${size}`);
+      using copy = moved(await frozen(server));
+      rawWrite(client, get("/"));
+      await answerOn(copy);
+      await answered(client, "moved");
+    }));
+
+  test(`${name}: a client that asks without a pause is frozen after an answer, and loses nothing`, () =>
+    on(kind, async (server) => {
+      const clients = Array.from({ length: 4 }, () => server.connect());
+      for (const client of clients) await asked(client);
+      server.start();
+      const asking = clients.map((client) => ({ client, text: "" }));
+      for (const client of clients) rawWrite(client, get("/"));
+      const copies: OwnedDescriptor[] = [];
+      await until(() => {
+        for (const each of asking) {
+          each.text += rawRead(each.client);
+          if (!each.text.endsWith("hello")) continue;
+          each.text = "";
+          rawWrite(each.client, get("/"));
+        }
+        for (const movable of server.source.ready(4, false)) {
+          const connection = movable.freeze();
+          if (connection) copies.push(moved(connection));
+        }
+        return copies.length === clients.length;
+      }, () => `4 connections, ${copies.length} were frozen; ${JSON.stringify(server.source.census())}`);
+      for (const copy of copies) void answerOn(copy);
+      for (const { client } of asking) await answered(client, "moved");
+      for (const end of [...clients, ...copies]) end[Symbol.dispose]();
+    }));
+
+  test(`${name}: requests that come together are all answered`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      server.start();
+      (await frozen(server)).thaw(new Error("it was refused"));
+      rawWrite(client, get("/") + get("/slow") + get("/") + get("/body"));
+      let text = "";
+      await until(() => {
+        for (const movable of server.source.ready(1, false)) movable.freeze()?.thaw(new Error("it was refused"));
+        return (text += rawRead(client)).split("HTTP/1.1 200").length === 5;
+      }, () => `four answers, came ${text}`);
+    }));
+
+  test(`${name}: a connection that its client has ended is not frozen`, () =>
+    on(kind, async (server) => {
+      const client = server.connect();
+      await asked(client, "/held/not");
+      client[Symbol.dispose]();
+      server.start();
+      await noneFrozen(server, 60, true);
+    }));
+
+  test(`${name}: excluded connections are not touched`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      server.start();
+      await noneFrozen(server, 60, true);
+      assert.deepEqual(server.source.census(), { waiting: 0, staying: {} });
+    }, { isExcluded: () => true }));
+
+  test(`${name}: what is parked when it stops is answered`, () =>
+    on(kind, async (server) => {
+      using client = server.connect();
+      await asked(client, "/slow");
+      server.start();
+      server.source.ready(0, false);
+      rawWrite(client, get("/"));
+      await answered(client);
+      rawWrite(client, get("/"));
+      server.source.stop();
+      await answered(client);
+    }));
+}
+
+/** What can be frozen goes on. */
+async function noneOrThawed({ source }: Serving): Promise<void> {
+  await sleep(tickMs);
+  source.ready(64, false);
+}
+
+tests("node:http", nodeHttpKind);
+if (runtime.name === "deno") tests("Deno.serve", denoHttp);
+if (runtime.name === "bun") tests("Bun.serve", bunHttp);
+
+void isSomewhere;
