@@ -31,12 +31,16 @@ export {
   wrapChannel,
 } from "./api/channels.ts";
 export { adoptConnection, adoptDatagram, adoptListener, describe, descriptorOf, detach } from "./api/natives.ts";
+export { doctor } from "./api/doctor.ts";
 export { inheritedDescriptors, openNotifier, seize, serveToHaproxy, socketsFromHaproxy } from "./api/foreign.ts";
 
 export { Takeover } from "./src/handover/takeover.ts";
 export type { StateOptions, TakeoverOptions } from "./src/handover/options.ts";
 export { RawConnections } from "./src/connections/raw.ts";
 export type { ConnectionsOptions, Luggage, Moved, Served } from "./src/connections/raw.ts";
+export { Opening, WebSockets } from "./src/connections/websockets.ts";
+export type { BunHandlers, BunUpgradeOptions } from "./src/connections/websockets.ts";
+export type { WebSocketOptions } from "./src/connections/websocket_connection.ts";
 export type { Json } from "./src/connections/movable.ts";
 export type { Progress } from "./src/handover/departures.ts";
 export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
@@ -44,6 +48,9 @@ export type { OfferedState } from "./src/handover/messages.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
+export { formatDiagnosis } from "./src/foreign/diagnosis.ts";
+export type { Check, CheckName, CheckStatus, Diagnosis } from "./src/foreign/diagnosis.ts";
+export type { DoctorOptions } from "./src/foreign/doctor.ts";
 export type { InheritedDescriptor, InheritedSource } from "./src/foreign/activation.ts";
 export type { HaproxyOptions, HaproxySocket } from "./src/foreign/haproxy.ts";
 export type { HaproxyRecord } from "./src/foreign/haproxy_records.ts";

@@ -40,7 +40,12 @@ export function openedRuntime(what: string): Runtime {
   );
 }
 
-function importRuntime(): Promise<{ openRuntime(): Promise<Runtime> }> {
+/** What the runtime permits; nothing where it has no permissions. Nothing is bound for it. */
+export async function runtimePermissions(): Promise<Runtime["permissions"]> {
+  return (await importRuntime()).permissions;
+}
+
+function importRuntime(): Promise<{ openRuntime(): Promise<Runtime>; permissions?: Runtime["permissions"] }> {
   if ("Deno" in globalThis) return import("../runtimes/deno.ts");
   if ("Bun" in globalThis) return import("../runtimes/bun.ts");
   return import("../runtimes/node.ts");

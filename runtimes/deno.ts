@@ -20,11 +20,18 @@ interface DenoLike {
   readonly version: { readonly deno: string };
   readonly build: { readonly os: string; readonly arch: string };
   readonly errors: { readonly NotCapable: new () => Error };
-  readonly permissions: { querySync(what: { name: "env"; variable: string }): { readonly state: string } };
+  readonly permissions: { querySync(what: Permission): { readonly state: "granted" | "prompt" | "denied" } };
   readonly env: { get(name: string): string | undefined; delete(name: string): void };
   dlopen(path: string, symbols: Record<string, unknown>): { symbols: Record<string, RawFunction> };
   readonly UnsafePointer: { of(bytes: Uint8Array): unknown; value(pointer: unknown): bigint };
   readonly UnsafePointerView: new (pointer: unknown) => { getInt32(): number };
+}
+
+/** A permission of Deno's, as far as it is asked for here. */
+interface Permission {
+  readonly name: "ffi" | "net" | "env" | "read" | "write";
+  readonly variable?: string;
+  readonly host?: string;
 }
 
 /** The C types in Deno's words. */
@@ -53,6 +60,33 @@ const types: Record<CType, string> = {
  */
 export function openRuntime(): Promise<Runtime> {
   return Promise.resolve().then(open).then((opened) => last = opened);
+}
+
+/**
+ * What the program may do, as far as a takeover needs it. Nobody is prompted; a
+ * permission that is narrowed is `prompt`.
+ *
+ * @returns The state of each by its name; `net 127.0.0.1` is the part of `net`
+ *   that placeholders need.
+ *
+ * @example
+ * ```ts ignore
+ * import { permissions } from "@socket-takeover/socket-takeover/deno";
+ *
+ * if (permissions().ffi !== "granted") console.error("run with --allow-ffi");
+ * ```
+ */
+export function permissions(): Readonly<Record<string, "granted" | "prompt" | "denied">> {
+  const deno = (globalThis as unknown as { Deno: DenoLike }).Deno;
+  const state = (what: Permission) => deno.permissions.querySync(what).state;
+  return {
+    ffi: state({ name: "ffi" }),
+    net: state({ name: "net" }),
+    "net 127.0.0.1": state({ name: "net", host: "127.0.0.1" }),
+    env: state({ name: "env" }),
+    read: state({ name: "read" }),
+    write: state({ name: "write" }),
+  };
 }
 
 let last: Runtime | null = null;
@@ -194,6 +228,7 @@ function open(): Runtime {
     lookup,
     present,
     inspect: (native) => inspectDeno(native) ?? inspect(native),
+    permissions,
     listenExtras: (address) => ({ onListen: () => announce(address) }),
   };
 }

@@ -173,19 +173,27 @@ function takeBuffered(socket: net.Socket): Uint8Array | null {
 
 /** The program's own pause stays one. */
 function pauseHandle(socket: net.Socket, handle: Handle): () => void {
-  if (!handle.readStop || !handle.readStart) {
-    const isPaused = socket.isPaused();
-    handle.pause?.();
-    return () => void (isPaused || handle.resume?.());
-  }
-  const isReading = handle.reading === true;
+  let isReading = handle.readStop ? handle.reading === true : !socket.isPaused();
+  stopReading(handle);
+  const { _read } = socket;
+  // A stream that has just had something asks for more a tick later, and would start it again.
+  socket._read = () => void (isReading = true);
+  return () => {
+    socket._read = _read;
+    if (isReading) startReading(handle);
+  };
+}
+
+function stopReading(handle: Handle): void {
+  if (!handle.readStop) return void handle.pause?.();
   handle.readStop();
   handle.reading = false;
-  return () => {
-    if (!isReading) return;
-    handle.reading = true;
-    handle.readStart!();
-  };
+}
+
+function startReading(handle: Handle): void {
+  if (!handle.readStart) return void handle.resume?.();
+  handle.reading = true;
+  handle.readStart();
 }
 
 /** Who listens hears nothing of these bytes, and reading them asks for no more. */

@@ -137,6 +137,8 @@ export interface Runtime {
   inspect(native: unknown): NativeObject | null;
   /** The connections of all HTTP servers that may be between two messages, by descriptor; where the runtime tells. */
   httpSockets?(): ReadonlyMap<number, HttpSocket>;
+  /** What the program may do, by the name of the permission, without asking the user; only Deno has permissions. */
+  permissions?(): Readonly<Record<string, "granted" | "prompt" | "denied">>;
   /** What this runtime's own servers understand beside an address. */
   readonly listenExtras: (address: SocketAddress) => Record<string, unknown>;
 }

@@ -15,7 +15,7 @@ import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from ".
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { HttpSocket, Runtime } from "../runtime.ts";
 import { cameThrough } from "../sockets/address.ts";
-import { openDescriptors, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { openDescriptors, OwnedDescriptor, walkDescriptors } from "../sockets/descriptors.ts";
 import { register, type Registration } from "../sockets/event_loop.ts";
 import { unreadSize, unsentSize } from "../sockets/queues.ts";
 import {
@@ -108,6 +108,8 @@ export class HttpConnection {
   /** Null over a Unix socket. */
   readonly peer: string | null;
   registration: Registration | null = null;
+  /** The walk that came by last. */
+  walkNumber: number = 0;
   /** When it was last looked for. */
   registeredAt: number = -Infinity;
   /** Since when it has been as it is. */
@@ -143,8 +145,9 @@ export class HttpConnections {
   readonly #askers = new Map<string, () => void>();
   #candidates = new Map<string, Set<HttpConnection>>();
   #endpoints: readonly HttpEndpoint[] = [];
-  /** What is left of the walk. */
-  #walk: number[] = [];
+  /** The walk that is under way. */
+  #walk: Generator<number> | null = null;
+  #walkNumber = 0;
   /** Whether every descriptor has been looked at. */
   #isWalked = false;
   #walkMs = 0;
@@ -182,7 +185,8 @@ export class HttpConnections {
     clearTimeout(this.#timer);
     for (const connection of this.#found.values()) this.#unpark(connection);
     for (const known of [this.#found, this.#byPeer, this.#traffic, this.#candidates]) known.clear();
-    this.#walk = [];
+    this.#walk?.return(undefined);
+    this.#walk = null;
     this.#isWalked = false;
     this.#parsers = null;
     this.#parsersAt = -Infinity;
@@ -196,7 +200,7 @@ export class HttpConnections {
     const ready = () => this.#candidates.get(endpoint)?.size ?? 0;
     this.#look(() => Date.now() >= until || ready() >= limit, isLast);
     const found = [...this.#candidates.get(endpoint) ?? []].slice(0, limit);
-    if (this.#isWalked) this.#register([...this.of(endpoint)]);
+    this.#register(found);
     for (const connection of found) this.#candidates.get(endpoint)!.delete(connection);
     return found;
   }
@@ -288,30 +292,40 @@ export class HttpConnections {
   /** Goes on walking until it is enough, or once around. */
   #look(isEnough: () => boolean, isLast: boolean): void {
     const start = performance.now();
-    if (this.#walk.length === 0) {
-      if (start < this.#walkAt) return;
-      this.#walkMs = 0;
-      this.#beginWalk();
-    }
-    while (this.#walk.length > 0 && !isEnough()) {
-      const connection = this.#visit(this.#walk.pop()!);
+    if (!this.#walk && start < this.#walkAt) return;
+    this.#walk ??= this.#beginWalk();
+    while (!isEnough()) {
+      const { value, done } = this.#walk.next();
+      if (done) return this.#endWalk(performance.now() - start);
+      const connection = this.#visit(value);
       if (connection) this.#judge(connection, isLast);
     }
     this.#walkMs += performance.now() - start;
-    if (this.#walk.length > 0) return;
-    this.#isWalked = true;
-    this.#walkAt = performance.now() + Math.max(settledBeats * beatMs, idleShare * this.#walkMs);
   }
 
-  #beginWalk(): void {
+  #beginWalk(): Generator<number> {
     this.#endpoints = [...this.#options.endpoints()];
-    this.#walk = openDescriptors(this.#runtime).reverse();
-    for (const connection of [...this.#found.values()]) if (!this.#isSame(connection)) this.#forget(connection);
+    this.#walkMs = 0;
+    this.#walkNumber++;
+    return walkDescriptors(this.#runtime);
+  }
+
+  #endWalk(lastMs: number): void {
+    this.#walk = null;
+    this.#isWalked = true;
+    this.#walkAt = performance.now() + Math.max(settledBeats * beatMs, idleShare * (this.#walkMs + lastMs));
+    for (const connection of [...this.#found.values()]) {
+      if (connection.walkNumber !== this.#walkNumber && !connection.isFrozen) this.#forget(connection);
+    }
+    this.#register([...this.#found.values()]);
   }
 
   #visit(descriptor: number): HttpConnection | null {
     const known = this.#found.get(descriptor);
-    if (known && this.#isSame(known)) return known;
+    if (known && this.#isSame(known)) {
+      known.walkNumber = this.#walkNumber;
+      return known;
+    }
     if (known) this.#forget(known);
     const local = localAddress(this.#runtime, descriptor);
     const endpoint = local && endpointOf(this.#endpoints, local);
@@ -323,6 +337,7 @@ export class HttpConnections {
   }
 
   #add(connection: HttpConnection): HttpConnection {
+    connection.walkNumber = this.#walkNumber;
     if (connection.peer === null) connection.stays = "unix";
     else this.#byPeer.set(connection.peer, [...this.#byPeer.get(connection.peer) ?? [], connection]);
     this.#found.set(connection.descriptor, connection);

@@ -60,7 +60,12 @@ interface RequestLike {
   readonly httpVersion?: string;
   readonly headers?: HeadersLike | Record<string, string | string[] | undefined>;
   readonly rawHeaders?: readonly string[];
-  readonly socket?: { readonly remoteAddress?: string; readonly remotePort?: number; readonly encrypted?: boolean };
+  readonly socket?: {
+    readonly remoteAddress?: string;
+    readonly remotePort?: number;
+    readonly encrypted?: boolean;
+    readonly parser?: unknown;
+  };
 }
 
 interface HeadersLike {
@@ -199,6 +204,8 @@ export class Requests {
   /** A listener of node:http is about to be called. */
   listener(server: unknown, request: unknown, response: unknown): OpenRequest {
     const entry = new Entry("node", request, response);
+    // Node's own parsers tell what is in flight; to hold on to requests costs its garbage collector more than all else.
+    if (this.#watchers.size === 0 && entry.request.socket?.parser) return entry;
     const { listenerCount } = (server ?? {}) as ServerLike;
     if (typeof listenerCount === "function") this.#nodeServers.add(server as ServerLike);
     this.#begin(entry);

@@ -11,8 +11,10 @@ import { acceptedSink } from "../connections/accepted.ts";
 import { HttpConnections } from "../connections/http_connections.ts";
 import { HttpSource } from "../connections/http_source.ts";
 import { type ConnectionsOptions, RawConnections } from "../connections/raw.ts";
+import { replayedSink } from "../connections/replayed.ts";
 import { TruePeers } from "../connections/true_peers.ts";
-import type { Json, Sink } from "../connections/movable.ts";
+import { WebSockets } from "../connections/websockets.ts";
+import type { Json } from "../connections/movable.ts";
 import type { InetAddress, SocketAddress } from "../c/sockaddr.ts";
 import type { Conversation } from "./conversation.ts";
 import { Departures, type Exit, type Progress } from "./departures.ts";
@@ -37,6 +39,12 @@ export interface DrainOutcome extends Drained {
   readonly connections: ConnectionCounts;
 }
 
+/** An HTTP server's ways out and in. */
+interface Server {
+  readonly exits: readonly Exit[];
+  readonly entrances: readonly Entrance[];
+}
+
 /** Everything that a process has to do with connections that move. */
 export class Moves {
   readonly #runtime: Runtime;
@@ -44,7 +52,9 @@ export class Moves {
   readonly #tell: (progress: Progress) => void;
   readonly #failed: (error: unknown) => void;
   readonly #raw = new Map<string, RawConnections<unknown, Json>>();
-  readonly #servers = new Map<string, { readonly source: HttpSource; readonly sink: Sink }>();
+  readonly #servers = new Map<string, Server>();
+  /** Those of the process's HTTP servers. */
+  readonly webSockets: WebSockets;
   readonly #endpoints = new Map<string, Endpoint>();
   readonly #peers: TruePeers;
   readonly #http: HttpConnections;
@@ -69,9 +79,14 @@ export class Moves {
     this.#failed = failed;
     this.#peers = drain.peers = new TruePeers(runtime);
     drain.requests.truePeer = ({ hostname, port }) => inetOnly(this.#peers.of(hostname, port));
+    const endpoints = () =>
+      [...this.#endpoints.values()].map(({ name, identity }) => ({ name, address: identity.address }));
+    this.webSockets = new WebSockets(runtime, { endpoints, failed });
     this.#http = new HttpConnections(runtime, {
-      endpoints: () => [...this.#endpoints.values()].map(({ name, identity }) => ({ name, address: identity.address })),
+      endpoints,
       requests: drain.requests,
+      isExcluded: (descriptor, cookie) => this.webSockets.has(descriptor, cookie),
+      webSocketCount: () => this.webSockets.bunCount,
       quietMs: limits.quietMs,
     });
   }
@@ -82,17 +97,29 @@ export class Moves {
     this.#endpoints.set(name, endpoint);
     if (this.#runtime.inspect(native)?.kind === "listener") return;
     const { openMs, spareCount } = this.#limits;
+    const accepted = {
+      address,
+      listener: descriptor,
+      native,
+      openMs,
+      spareCount,
+      peers: this.#peers,
+      failed: this.#failed,
+    };
+    const webSockets = replayedSink(this.#runtime, {
+      ...accepted,
+      requestOf: (arrival) => this.webSockets.requestOf(arrival),
+      checkHead: (head, arrival) => this.webSockets.checkHead(head, arrival),
+    });
     this.#servers.set(name, {
-      source: new HttpSource(this.#http, name),
-      sink: acceptedSink(this.#runtime, {
-        address,
-        listener: descriptor,
-        native,
-        openMs,
-        spareCount,
-        peers: this.#peers,
-        failed: this.#failed,
-      }),
+      exits: [
+        { name, kind: "websocket", source: this.webSockets.source(name) },
+        { name, kind: "http", source: new HttpSource(this.#http, name) },
+      ],
+      entrances: [
+        { name, kind: "websocket", sink: webSockets },
+        { name, kind: "http", sink: acceptedSink(this.#runtime, accepted) },
+      ],
     });
   }
 
@@ -150,14 +177,12 @@ export class Moves {
 
   #exits(): Exit[] {
     const raw = [...this.#raw].map(([name, source]): Exit => ({ name, kind: "raw", source }));
-    const http = [...this.#servers].map(([name, { source }]): Exit => ({ name, kind: "http", source }));
-    return [...raw, ...http];
+    return [...raw, ...[...this.#servers.values()].flatMap(({ exits }) => exits)];
   }
 
   #entrances(): Entrance[] {
     const raw = [...this.#raw].map(([name, sink]): Entrance => ({ name, kind: "raw", sink }));
-    const http = [...this.#servers].map(([name, { sink }]): Entrance => ({ name, kind: "http", sink }));
-    return [...raw, ...http];
+    return [...raw, ...[...this.#servers.values()].flatMap(({ entrances }) => entrances)];
   }
 }
 

@@ -42,6 +42,7 @@ import type { Conversation } from "./conversation.ts";
 import { type DrainOutcome, Moves } from "./moves.ts";
 import type { ConnectionsOptions, RawConnections } from "../connections/raw.ts";
 import type { Json } from "../connections/movable.ts";
+import type { WebSockets } from "../connections/websockets.ts";
 import { stateOf, type TakeoverOptions } from "./options.ts";
 import type { Succession } from "./successor.ts";
 
@@ -353,6 +354,25 @@ export class Takeover implements AsyncDisposable {
    */
   connections<C, S extends Json = Json>(name: string, options: ConnectionsOptions<C, S>): RawConnections<C, S> {
     return this.#moves.connections(checkedName(name, this.#limits), options);
+  }
+
+  /**
+   * WebSockets that can move to a successor, and that come from an incumbent:
+   * of `Deno.serve`, `Bun.serve`, and the package ws on `node:http`.
+   *
+   * @example
+   * ```ts ignore
+   * // In a handler of Deno.serve:
+   * const opening = takeover.webSockets.opening(request, info);
+   * const { socket, response } = Deno.upgradeWebSocket(request);
+   * let count = (opening.state ?? 0) as number;
+   * opening.track(socket, { leave: () => count });
+   * socket.onmessage = () => socket.send(`${++count}`);
+   * return response;
+   * ```
+   */
+  get webSockets(): WebSockets {
+    return this.#moves.webSockets;
   }
 
   /**

@@ -114,6 +114,22 @@ export function openDescriptors(runtime: Runtime): number[] {
 }
 
 /**
+ * Every descriptor of this process, a few hundred at a time: for a walk that
+ * lets others have their turn. Linux only. It holds a descriptor of its own
+ * until it is at its end, or `return` is called.
+ */
+export function* walkDescriptors(runtime: Runtime): Generator<number> {
+  const { abi, libc } = runtime;
+  const { O_RDONLY, O_DIRECTORY, O_CLOEXEC } = abi.constants;
+  const folder = checked(abi, "open", libc.open(cString("/proc/self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0));
+  try {
+    for (const number of numbersOf(runtime, folder, 8 * 1024)) if (number !== folder) yield number;
+  } finally {
+    libc.close(folder);
+  }
+}
+
+/**
  * The entries of a folder of /proc that are numbers, ascending; the descriptor
  * that reads them left out.
  *
@@ -178,21 +194,24 @@ function softLimit({ abi, libc }: Runtime): number {
   return Number(viewOf(limit).getBigUint64(0, true) & 0x7fffffffn);
 }
 
+function readNumbers(runtime: Runtime, folder: number): number[] {
+  return [...numbersOf(runtime, folder, 64 * 1024)];
+}
+
 /**
  * `struct linux_dirent64` (getdents(2)):
  * inode 8 | offset 8 | record length 2 | type 1 | name, NUL-terminated.
  */
-function readNumbers({ abi, libc }: Runtime, folder: number): number[] {
-  const numbers: number[] = [];
-  const entries = allocate(64 * 1024);
+function* numbersOf({ abi, libc }: Runtime, folder: number, pieceSize: number): Generator<number> {
+  const entries = allocate(pieceSize);
   const view = viewOf(entries);
   for (;;) {
     const size = checked(abi, "getdents64", libc.getdents64(folder, entries, entries.length));
-    if (size === 0) return numbers;
+    if (size === 0) return;
     for (let at = 0; at < size;) {
       const length = view.getUint16(at + 16, true);
       const number = decimal(untilNul(entries.subarray(at + 19, at + length)));
-      if (number >= 0) numbers.push(number);
+      if (number >= 0) yield number;
       at += length;
     }
   }

@@ -73,11 +73,9 @@ export function watchesOfAll(runtime: Runtime, descriptors: Iterable<number>): M
   return found;
 }
 
-/** Lines of other descriptors are skipped before anything is made of them. */
+/** To read all lines at once costs a fraction of what it costs to look at each. */
 function entriesAmong(runtime: Runtime, epoll: number, wanted: ReadonlySet<number>): Registration[] {
-  const lines = readFile(runtime, `/proc/self/fdinfo/${epoll}`).split("\n");
-  return lines.filter((line) => line.startsWith("tfd:") && wanted.has(parseInt(line.slice(4), 10)))
-    .flatMap((line) => parseRegistrations(epoll, line));
+  return entriesOf(runtime, epoll).filter(({ descriptor }) => wanted.has(descriptor));
 }
 
 /** Every descriptor that an event loop of this process watches. */

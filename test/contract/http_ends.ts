@@ -182,6 +182,11 @@ function freeze(movable: Movable): Frozen[] {
   return one ? [one] : [];
 }
 
+/** Waits until so many connections have been found. */
+export async function found({ source }: Serving, count: number): Promise<void> {
+  await until(() => (source.ready(0, false), source.census().waiting === count), () => `${count} connections, ${JSON.stringify(source.census())}`);
+}
+
 /** Asks for a while, and expects none to be frozen. */
 export async function noneFrozen({ source }: Serving, ms = 80, isLast = false): Promise<void> {
   const end = Date.now() + ms;

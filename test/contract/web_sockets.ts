@@ -32,9 +32,12 @@ export interface ServerEnd {
   send(text: string): void;
 }
 
-/** A server in this process. */
+/** A server in this process. To a client that comes from another it says `here I am`. */
 export interface Server {
   readonly port: number;
+  readonly native: unknown;
+  /** The sockets that it has come through another's port, as when both processes have one listener. */
+  sharePort(port: number): void;
   readonly webSockets: WebSockets;
   /** In the order of their coming. */
   readonly ends: ServerEnd[];
@@ -84,14 +87,17 @@ export const denoServe: OpenServer = (options) => {
     const { socket, response } = Deno.upgradeWebSocket(request);
     const { end, note, hear, options } = endOf(opening.state, (text) => socket.send(text));
     opening.track(socket, options);
-    socket.onopen = () => ends.push(end);
+    socket.onopen = () => {
+      ends.push(end);
+      if (opening.isMoved) end.send("here I am");
+    };
     socket.onmessage = ({ data }: Any) => hear(data);
     socket.onclose = () => note("close");
     socket.onerror = () => note("error");
     return response;
   });
   const close = async () => await server.shutdown();
-  return Promise.resolve({ port: at(server.addr.port), webSockets, ends, close });
+  return Promise.resolve({ port: at(server.addr.port), native: server, sharePort: at, webSockets, ends, close });
 };
 
 export const bunServe: OpenServer = (options) => {
@@ -102,13 +108,15 @@ export const bunServe: OpenServer = (options) => {
     hostname: "127.0.0.1",
     fetch(request: Any, server: Any) {
       const opening = webSockets.opening(request, server);
-      return opening.upgrade({ data: { state: opening.state } }) ? undefined : new Response("no", { status: 400 });
+      return opening.upgrade({ data: { state: opening.state, isMoved: opening.isMoved } }) ? undefined : new Response("no", { status: 400 });
     },
     websocket: webSockets.handlers({
       perMessageDeflate: options?.compresses === true,
       open(socket: Any) {
-        socket.data.own = endOf(socket.data.state, (text) => socket.send(text));
+        const { state, isMoved } = socket.data;
+        socket.data.own = endOf(state, (text) => socket.send(text));
         ends.push(of(socket).end);
+        if (isMoved) socket.send("here I am");
       },
       message: (socket: Any, data: Any) => of(socket).hear(data),
       close: (socket: Any) => of(socket).note("close"),
@@ -118,7 +126,7 @@ export const bunServe: OpenServer = (options) => {
     }),
   });
   const close = async () => await server.stop(true);
-  return Promise.resolve({ port: at(server.port), webSockets, ends, close });
+  return Promise.resolve({ port: at(server.port), native: server, sharePort: at, webSockets, ends, close });
 };
 
 export const nodeWs: OpenServer = async (options) => {
@@ -133,6 +141,7 @@ export const nodeWs: OpenServer = async (options) => {
     socket.on("close", () => note("close"));
     socket.on("error", () => note("error"));
     ends.push(end);
+    if (opening.isMoved) end.send("here I am");
   });
   await once(server.listen(0, "127.0.0.1"), "listening");
   const close = async () => {
@@ -142,7 +151,7 @@ export const nodeWs: OpenServer = async (options) => {
     server.closeAllConnections?.();
     await once(server, "close");
   };
-  return { port: at((server.address() as net.AddressInfo).port), webSockets, ends, close };
+  return { port: at((server.address() as net.AddressInfo).port), native: server, sharePort: at, webSockets, ends, close };
 };
 
 /** A client's frame; the mask is always the same. */

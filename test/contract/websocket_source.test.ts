@@ -162,7 +162,10 @@ async function asksTheClient(open: OpenServer, unseen: (client: ClientEnd) => vo
 async function waitsForMessages(open: OpenServer): Promise<void> {
   const restMs = 600;
   await staged((options) => open({ ...options, restMs }), 1, async ({ server: { ends: [end] }, clients: [client], source }) => {
+    source.stop();
     client!.write(frame(1, "one ", false));
+    await sleep(15);
+    source.start(() => {});
     // The client answers pings, also in the middle of a message.
     await stays(source, 150);
     client!.write(frame(0, "message", true));
@@ -175,6 +178,7 @@ async function waitsForMessages(open: OpenServer): Promise<void> {
     } finally {
       clearInterval(next);
     }
+    client!.write(text("next"));
     await until(() => end!.heard.length > 1, "the next message");
     assert.deepEqual([end!.heard[0], end!.heard[1], client!.ended], ["one message", "next", false]);
   });

@@ -2,14 +2,10 @@
  * SIGKILL of either side at every system call of a hand-over that matters:
  * whatever it is, the service goes on and the next successor takes over.
  *
- * strace injects the signal at exactly the N-th call, so a run is the same on
- * every machine. The calls are counted first, in a run that nobody dies in.
- * Only the main thread is traced: JavaScript stays on it, and strace can hang
- * when all threads of a process are killed under it.
+ * The calls are counted first, in a run that nobody dies in.
  */
 
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -17,6 +13,7 @@ import { commandFor, root } from "../support/binaries.mjs";
 import { assertServes } from "../support/http.ts";
 import { Relay, Scratch, sleep } from "../support/relay.ts";
 import { type RuntimeName, runtimes, Server } from "../support/server.ts";
+import { attach, hasStrace, straced } from "../support/strace.ts";
 
 /** What moves descriptors and frames, and what the event loop is told. */
 const calls = ["connect", "sendmsg", "recvmsg", "dup3", "listen", "epoll_ctl", "sendto", "write"] as const;
@@ -39,23 +36,6 @@ interface Death {
 const env = { SETTLE_MS: "40", DRAIN_MS: "200" };
 const example = join(root, "examples/http.ts");
 
-function straced(runtime: RuntimeName, log: string, options: readonly string[]): string[] {
-  return ["strace", "-D", "-qq", "-o", log, ...options, ...commandFor(runtime, example)];
-}
-
-/** Attaches strace to a server that runs; resolves once it is attached. */
-async function attach(pid: number, log: string, options: readonly string[]): Promise<{ detach(): Promise<void> }> {
-  const child = spawn("strace", ["-o", log, ...options, "-p", String(pid)], { stdio: ["ignore", "ignore", "pipe"] });
-  const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
-  let text = "";
-  child.stderr.on("data", (chunk) => text += chunk);
-  for (let waitedMs = 0; !text.includes("attached"); waitedMs += 10) {
-    if (waitedMs > 10_000) throw new Error(`strace did not attach: ${text}`);
-    await sleep(10);
-  }
-  return { detach: () => (child.kill("SIGINT"), ended) };
-}
-
 /** How often each side makes each call in a whole hand-over on one runtime. */
 async function countCalls(runtime: RuntimeName): Promise<Death[]> {
   using scratch = new Scratch();
@@ -64,7 +44,7 @@ async function countCalls(runtime: RuntimeName): Promise<Death[]> {
   const incumbent = await relay.next(runtime);
   const tracer = await attach(incumbent.pid, join(scratch.path, "incumbent"), trace);
   const log = join(scratch.path, "successor");
-  await using successor = new Server(runtime, "", { ...env, PORT: String(relay.port), TAKEOVER: relay.path }, straced(runtime, log, trace));
+  await using successor = new Server(runtime, "", { ...env, PORT: String(relay.port), TAKEOVER: relay.path }, straced(commandFor(runtime, example), log, trace));
   await successor.event("settled");
   await incumbent.ended;
   await tracer.detach();
@@ -92,7 +72,7 @@ async function die({ side, runtime, call, nth }: Death): Promise<void> {
     await tracer.detach();
   } else {
     const own = { ...env, PORT: String(relay.port), TAKEOVER: relay.path };
-    const successor = new Server(runtime, "", own, straced(runtime, log, options));
+    const successor = new Server(runtime, "", own, straced(commandFor(runtime, example), log, options));
     relay.servers.push(successor);
     await Promise.race([successor.ended, successor.event("settled").catch(() => {})]);
     // The hand-over was over before the call came: it kills the only server.
@@ -123,7 +103,7 @@ async function dieAll(deaths: readonly Death[]): Promise<void> {
 }
 
 test("the service survives SIGKILL of either side at every call of a hand-over", async (context) => {
-  if (spawnSync("strace", ["-V"]).status !== 0) {
+  if (!hasStrace()) {
     assert.notEqual(process.env.CI, "true", "CI has strace");
     return context.skip("no strace to kill a process at one call with");
   }

@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { binaries, root } from "./binaries.mjs";
+import type { KeepAlivePlan, KeepAliveReport } from "./keep_alive_load.ts";
 import type { LinePlan, LineReport } from "./line_load.ts";
 import type { LoadPlan, LoadReport } from "./load.ts";
 import { type RuntimeName, Server } from "./server.ts";
@@ -63,14 +64,18 @@ export class Relay implements AsyncDisposable {
     return this.servers.at(-1)!;
   }
 
-  /** Starts a server without waiting for it. */
-  start(runtime: RuntimeName, env: Record<string, string> = {}): Server {
-    return new Server(runtime, this.#file, { ...this.#env, ...env });
+  /**
+   * Starts a server without waiting for it.
+   *
+   * @param command Another one than the file's own.
+   */
+  start(runtime: RuntimeName, env: Record<string, string> = {}, command?: readonly string[]): Server {
+    return new Server(runtime, this.#file, { ...this.#env, ...env }, command);
   }
 
   /** Starts the next server and waits until it is ready; the one before drains on its own. */
-  async next(runtime: RuntimeName, env: Record<string, string> = {}): Promise<Server> {
-    const server = this.start(runtime, env);
+  async next(runtime: RuntimeName, env: Record<string, string> = {}, command?: readonly string[]): Promise<Server> {
+    const server = this.start(runtime, env, command);
     this.servers.push(server);
     await server.event("ready");
     return server;
@@ -117,9 +122,18 @@ export function startLoad(plan: LoadPlan, progress: (report: LoadReport) => void
 
 /** Starts connections that stay; resolves once each has had its first answer. */
 export async function startLines(plan: LinePlan): Promise<Load<LineReport>> {
+  return await startKept<LineReport>("test/support/line_load.ts", plan);
+}
+
+/** The same with connections of HTTP. */
+export async function startKeepAlive(plan: KeepAlivePlan): Promise<Load<KeepAliveReport>> {
+  return await startKept<KeepAliveReport>("test/support/keep_alive_load.ts", plan);
+}
+
+async function startKept<R extends { readonly done: boolean }>(file: string, plan: object): Promise<Load<R>> {
   let begin = () => {};
   const begun = new Promise<void>((resolve) => begin = resolve);
-  const load = startClient<LineReport>("test/support/line_load.ts", plan, () => begin());
+  const load = startClient<R>(file, plan, () => begin());
   await Promise.race([begun, load.report]);
   return load;
 }

@@ -81,6 +81,16 @@ test("Requests: one of node:http is open until the response is destroyed and the
   assert.equal(requests.size, 0);
 });
 
+test("Requests: at rest none of Node is kept, whose parsers tell", () => {
+  const requests = new Requests();
+  const asked = { ...incoming(), socket: { ...socket, parser: {} } };
+  assert.equal(requests.listener(null, asked, { destroyed: false }).obstacle, null);
+  assert.equal(requests.size, 0);
+  watched(requests);
+  requests.listener(null, asked, { destroyed: false });
+  assert.equal(requests.size, 1);
+});
+
 test("Requests: at rest, those that have ended do not pile up", () => {
   const requests = new Requests();
   for (let count = 0; count < 1_000; count++) requests.listener(null, incoming(), { destroyed: true });

@@ -1,0 +1,237 @@
+/**
+ * Closing a TCP listener for good without resetting anybody (tcp(7)).
+ *
+ * close(2) resets whatever waits in the accept queue, and every handshake whose
+ * last packet is still on its way: a client that believes itself connected. So
+ * new connections are kept away first, then everything that waits is accepted,
+ * and what is half open is waited for.
+ *
+ * ```text
+ * SYN ──> half open (SYN_RECV) ── the client's ACK ──> accept queue ── accept4 ──> the callback
+ *     ↑ kept away         ↑ only those that were there then are waited for
+ * ```
+ *
+ * A handshake takes a round trip; a packet of it that is lost comes again after
+ * 1, 3, 7, … seconds (net.ipv4.tcp_synack_retries: 5, and up to 63 s in all).
+ *
+ * @module
+ */
+
+import { errnoName } from "../c/errno.ts";
+import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
+import { deadlineOf, pause, type WaitOptions } from "../channels/readiness.ts";
+import { Pace } from "../channels/turns.ts";
+import { SystemError, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { identify, setNonBlocking } from "../sockets/socket.ts";
+import { attachFilter, detachFilter, hasFilter, nothing, whole } from "./attach.ts";
+import { answer, assemble, compute, type Instruction, jumpIf, load } from "./bpf.ts";
+import { halfOpenPairs } from "./socket_diag.ts";
+
+/** How a listener is drained. */
+export interface DrainListenerOptions extends WaitOptions {
+  /**
+   * Keeps new connections away from this listener, for instance by steering the
+   * others of its group. Without it they are dropped (SYN), as long as the
+   * listener is there: a client tries again a second later.
+   */
+  readonly keepAway?: () => void;
+  /**
+   * Is given every connection that waited: non-blocking, close-on-exec, and the
+   * callback's to close. When it throws, the drain ends with what was thrown,
+   * and the listener is not closed.
+   */
+  readonly accepted: (connection: OwnedDescriptor) => void;
+  /** How long handshakes may take; 4,000 ms, which is one lost packet, or two. What is left then is reset. */
+  readonly timeoutMs?: number;
+}
+
+/** What became of whoever was connecting. */
+export interface DrainedListener {
+  /** Connections that the callback was given. */
+  readonly acceptedCount: number;
+  /** Handshakes that were under way when new connections were kept away, in the whole group. */
+  readonly halfOpenCount: number;
+  /** Those of them that were not complete at the end; null when the kernel does not tell. */
+  readonly unfinishedCount: number | null;
+}
+
+/** Linux's flags of accept4(2). */
+const SOCK_CLOEXEC = 0o2000000;
+const SOCK_NONBLOCK = 0o4000;
+
+const defaultTimeoutMs = 4_000;
+
+/** Packets that are on their way through the kernel still see the program before. */
+const settlingMs = 5;
+
+/** How often one looks: at first, and at most. */
+const firstLookMs = 5;
+const longestLookMs = 100;
+
+/** What accept(2) says of one connection that has gone again, and when there is no room for one (accept(2)). */
+const passing = ["EINTR", "ECONNABORTED", "EPROTO", "ENOPROTOOPT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH"];
+const roomless = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
+
+/** Where the flags of a TCP header are, and the two that tell the first packet of a connection (RFC 9293, 3.1). */
+const flagsOffset = 13;
+const synAndAck = 0x12;
+const syn = 0x02;
+
+/**
+ * Empties a TCP listener and closes it. Nothing else may accept from it
+ * meanwhile, or close it: pause the server that has it, and give this a copy.
+ *
+ * Closing is the end of the listener only when no other process has a copy. One
+ * that does goes on with it: then leave `keepAway` to it, because the filter
+ * that is used otherwise is the socket's, and so the other process's too.
+ *
+ * @param listener A TCP listener, taken: closed in the end, unless this throws.
+ * @returns How many were served, and how many were not.
+ * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR` when it is no TCP listener,
+ *   `ERR_TAKEOVER_STATE` when it has a filter already and no `keepAway` is given,
+ *   `ERR_TAKEOVER_NO_ROOM` when this process has no descriptor for a connection.
+ *
+ * @example
+ * ```ts
+ * const { acceptedCount } = await drainListener(runtime, listener, {
+ *   keepAway: () => group.steer((slotOf) => everythingTo(kept.map(slotOf))),
+ *   accepted: (connection) => serve(connection),
+ * });
+ * ```
+ */
+export async function drainListener(
+  runtime: Runtime,
+  listener: OwnedDescriptor,
+  options: DrainListenerOptions,
+): Promise<DrainedListener> {
+  const address = checkedAddress(runtime, listener.number);
+  setNonBlocking(runtime, listener.number);
+  if (options.keepAway) options.keepAway();
+  else dropNew(runtime, listener.number);
+  try {
+    const drained = await emptied(runtime, listener.number, address, options);
+    listener[Symbol.dispose]();
+    return drained;
+  } catch (error) {
+    if (!options.keepAway) detachFilter(runtime, listener.number);
+    throw error;
+  }
+}
+
+async function emptied(
+  runtime: Runtime,
+  listener: number,
+  address: InetAddress,
+  { accepted, signal, timeoutMs = defaultTimeoutMs }: DrainListenerOptions,
+): Promise<DrainedListener> {
+  const until = deadlineOf({ timeoutMs });
+  const queue = new Queue(runtime, listener, accepted);
+  await pause(settlingMs, { signal });
+  const halfOpen = pairsOf(runtime, address);
+  for (let lookMs = firstLookMs;; lookMs = Math.min(lookMs * 2, longestLookMs)) {
+    // Asked for before the queue is emptied: a handshake that ends in between is in the queue.
+    const unfinishedCount = halfOpen && unfinished(runtime, address, halfOpen);
+    const isOver = Date.now() >= until;
+    const isEmpty = await queue.empty(signal);
+    if (isEmpty && (isOver || unfinishedCount === 0)) {
+      return { acceptedCount: queue.acceptedCount, halfOpenCount: halfOpen?.size ?? 0, unfinishedCount };
+    }
+    if (isOver) throw noRoom(listener);
+    await pause(lookMs, { signal });
+  }
+}
+
+/** What waits in a listener's accept queue. */
+class Queue {
+  readonly #runtime: Runtime;
+  readonly #listener: number;
+  readonly #accepted: (connection: OwnedDescriptor) => void;
+  readonly #pace = new Pace();
+  acceptedCount = 0;
+
+  constructor(runtime: Runtime, listener: number, accepted: (connection: OwnedDescriptor) => void) {
+    this.#runtime = runtime;
+    this.#listener = listener;
+    this.#accepted = accepted;
+  }
+
+  /** Accepts all that is there. False when this process has no room for more. */
+  async empty(signal: AbortSignal | undefined): Promise<boolean> {
+    const { abi, libc } = this.#runtime;
+    for (;;) {
+      signal?.throwIfAborted();
+      const result = libc.accept4(this.#listener, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK);
+      if (result >= 0) {
+        this.#give(result);
+        await this.#pace.keep();
+        continue;
+      }
+      const code = errnoName(abi.platform, -result);
+      if (code === "EAGAIN") return true;
+      if (roomless.includes(code)) return false;
+      if (!passing.includes(code)) throw new SystemError(code, result, "accept4");
+    }
+  }
+
+  #give(number: number): void {
+    const connection = new OwnedDescriptor(this.#runtime, number);
+    try {
+      this.#accepted(connection);
+    } catch (error) {
+      connection[Symbol.dispose]();
+      throw error;
+    }
+    this.acceptedCount++;
+  }
+}
+
+function checkedAddress(runtime: Runtime, descriptor: number): InetAddress {
+  const found = identify(runtime, descriptor);
+  if (found && found.listening && found.address.family !== "unix") return found.address;
+  const shown = found ? `${found.type} at ${formatAddress(found.address)}` : "no socket";
+  throw new TakeoverError("ERR_TAKEOVER_DESCRIPTOR", `Cannot drain the descriptor ${descriptor}: expected a TCP listener, it is ${shown}`);
+}
+
+function noRoom(listener: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_NO_ROOM",
+    `Cannot drain the listener ${listener}: connections wait, and this process has no descriptor for them; ` +
+      "raise the limit of open files (ulimit -n)",
+  );
+}
+
+/** Packets of handshakes that have begun are kept. Accepted connections inherit the filter, and see no SYN. */
+function dropNew(runtime: Runtime, listener: number): void {
+  if (!hasFilter(runtime, listener)) return attachFilter(runtime, listener, withoutNew);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot drain the listener ${listener}: it has a filter of its own (SO_ATTACH_FILTER); expected none, or the option keepAway`,
+  );
+}
+
+/** A filter of a TCP socket sees the packet from its TCP header on. */
+const withoutNew: readonly Instruction[] = assemble([
+  load(1, flagsOffset),
+  compute("and", synAndAck),
+  jumpIf("equal", syn, "new", null),
+  answer(whole),
+  "new",
+  answer(nothing),
+]);
+
+function pairsOf(runtime: Runtime, address: InetAddress): Set<string> | null {
+  try {
+    return halfOpenPairs(runtime, address);
+  } catch (error) {
+    if (error instanceof TakeoverError && error.code === "ERR_TAKEOVER_UNSUPPORTED") return null;
+    throw error;
+  }
+}
+
+function unfinished(runtime: Runtime, address: InetAddress, before: ReadonlySet<string>): number {
+  if (before.size === 0) return 0;
+  const now = halfOpenPairs(runtime, address);
+  return [...before].filter((pair) => now.has(pair)).length;
+}

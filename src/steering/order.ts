@@ -1,0 +1,145 @@
+/**
+ * The order in which the kernel has the members of a group, which it tells
+ * nobody: each slot is sent a packet, and who got it is seen by what he drops.
+ *
+ * ```text
+ * the group's program, for the probe's source alone:  answer slot i
+ * a filter on every member of ours:                   drop what comes from the probe
+ * the probe sends:                                    one datagram, or one SYN
+ * the member whose count of drops has grown:          has slot i   (SO_MEMINFO, SK_MEMINFO_DROPS)
+ * ```
+ *
+ * @module
+ */
+
+import { allocate, viewOf } from "../c/bytes.ts";
+import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
+import { pause } from "../channels/readiness.ts";
+import { sendMessage } from "../channels/message.ts";
+import { checked, isSystemError, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { bindSocket, connectSocket, localAddress, openSocket } from "../sockets/socket.ts";
+import { attachFilter, attachToGroup, detachFilter, hasFilter, nothing, whole } from "./attach.ts";
+import { answer, assemble, type Line } from "./bpf.ts";
+import { ifFrom } from "./programs.ts";
+import type { GroupType } from "./socket_diag.ts";
+
+/** A group whose order is not known. */
+export interface Unordered {
+  readonly address: InetAddress;
+  readonly type: GroupType;
+  /** The members that this process has, each with its own socket. */
+  readonly descriptors: readonly number[];
+  /** How many members there are, those of others included. */
+  readonly count: number;
+  /** What the group is steered by meanwhile; it is left with it, and the probe's lines before it. */
+  readonly program: readonly Line[];
+  /** How long a packet may take. */
+  readonly timeoutMs: number;
+}
+
+/** Linux's SO_MEMINFO (asm-generic/socket.h): nine counts of 32 bits, the last of what was dropped (linux/sock_diag.h). */
+const SO_MEMINFO = 55;
+const memoryInfoSize = 36;
+const dropsOffset = 32;
+
+/** A member that drops other packets as well at that moment makes a probe useless. */
+const attemptCount = 5;
+const firstLookMs = 1;
+const longestLookMs = 20;
+
+/**
+ * Who has which slot.
+ *
+ * @returns For each slot the index of a descriptor, or null for a member of somebody else.
+ * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it cannot be told.
+ */
+export async function readOrder(runtime: Runtime, group: Unordered): Promise<(number | null)[]> {
+  const busy = group.descriptors.find((descriptor) => hasFilter(runtime, descriptor));
+  if (busy !== undefined) throw untold(group, `the socket ${busy} has a filter of its own (SO_ATTACH_FILTER)`);
+  const order: (number | null)[] = [];
+  for (let slot = 0; slot < group.count; slot++) order.push(await probe(runtime, group, slot));
+  const found = order.filter((index) => index !== null);
+  if (found.length === group.descriptors.length && new Set(found).size === found.length) return order;
+  const foundCount = new Set(found).size;
+  throw untold(group, `${foundCount} of ${group.descriptors.length} were found in ${group.count} slots; it changes meanwhile`);
+}
+
+async function probe(runtime: Runtime, group: Unordered, slot: number): Promise<number | null> {
+  for (let attempt = 0; attempt < attemptCount; attempt++) {
+    const socket = new OwnedDescriptor(runtime, openProbe(runtime, group));
+    const found = await owning(socket, ({ number }) => probeWith(runtime, group, slot, number));
+    if (found.length <= 1) return found[0] ?? null;
+  }
+  throw untold(group, "members drop packets all the time; try again under less load");
+}
+
+async function probeWith(runtime: Runtime, group: Unordered, slot: number, number: number): Promise<number[]> {
+  const { descriptors } = group;
+  const source = localAddress(runtime, number) as InetAddress;
+  const filter = assemble([...ifFrom(source, "probe", "other"), "probe", answer(nothing), "other", answer(whole)]);
+  const program = assemble([...ifFrom(source, "probe", "other"), "probe", answer(slot), "other", ...group.program]);
+  try {
+    for (const descriptor of descriptors) attachFilter(runtime, descriptor, filter);
+    attachToGroup(runtime, descriptors[0]!, program);
+    const before = descriptors.map((descriptor) => dropCount(runtime, descriptor));
+    send(runtime, group, number);
+    return await dropped(runtime, group, before);
+  } finally {
+    for (const descriptor of descriptors) detachFilter(runtime, descriptor);
+  }
+}
+
+/** The indexes of all that have dropped something. */
+async function dropped(runtime: Runtime, { descriptors, timeoutMs }: Unordered, before: readonly number[]): Promise<number[]> {
+  const end = Date.now() + timeoutMs;
+  for (let waitMs = firstLookMs;; waitMs = Math.min(waitMs * 2, longestLookMs)) {
+    const found = [...descriptors.keys()].filter((index) => dropCount(runtime, descriptors[index]!) !== before[index]);
+    if (found.length > 0 || Date.now() >= end) return found;
+    await pause(waitMs);
+  }
+}
+
+/** Bound to an address and port of its own, by which its packets are known. */
+function openProbe(runtime: Runtime, { address, type }: Unordered): number {
+  const { family } = address;
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, family, type)), (socket) => {
+    bindSocket(runtime, socket.number, { ...reachable(address), port: 0 });
+    return socket.take();
+  });
+}
+
+function send(runtime: Runtime, { address, type }: Unordered, number: number): void {
+  const to = reachable(address);
+  if (type === "dgram") {
+    checked(runtime.abi, "sendmsg", sendMessage(runtime, number, { bytes: new Uint8Array(0), to }));
+    return;
+  }
+  try {
+    connectSocket(runtime, number, to);
+  } catch (error) {
+    if (!isSystemError(error, "EINPROGRESS")) throw error;
+  }
+}
+
+/** A group that is bound everywhere is reached on loopback. */
+function reachable(address: InetAddress): InetAddress {
+  if (address.hostname === "0.0.0.0") return { ...address, hostname: "127.0.0.1" };
+  return address.hostname === "::" ? { ...address, hostname: "::1" } : address;
+}
+
+function dropCount({ abi, libc }: Runtime, descriptor: number): number {
+  const info = allocate(memoryInfoSize);
+  const size = allocate(4);
+  viewOf(size).setUint32(0, info.length, true);
+  checked(abi, "getsockopt", libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_MEMINFO, info, size));
+  return viewOf(info).getUint32(dropsOffset, true);
+}
+
+function untold({ address }: Unordered, why: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot tell the order of the group at ${formatAddress(address)}: expected every member to be in one slot, ${why}`,
+  );
+}
