@@ -42,7 +42,12 @@ export async function doctor(path?: string, options: DoctorOptions = {}): Promis
 /** Deno would prompt for what it may not: so it is asked before libc is. */
 async function host(): Promise<Host> {
   const permissions = await runtimePermissions();
-  const without = (reason: string): Host => ({ ...self(), runtime: null, reason, ...(permissions ? { permissions } : {}) });
+  const without = (reason: string): Host => ({
+    ...self(),
+    runtime: null,
+    reason,
+    ...(permissions ? { permissions } : {}),
+  });
   if (permissions && permissions().ffi !== "granted") return without("run with --allow-ffi --allow-net");
   try {
     return hostOf(await openRuntime());

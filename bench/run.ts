@@ -10,10 +10,12 @@ import { availableParallelism, loadavg } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import * as adopt from "./adopt.ts";
+import * as connections from "./connections.ts";
 import * as descriptors from "./descriptors.ts";
 import * as forward from "./forward.ts";
 import * as fresh from "./fresh.ts";
 import * as handover from "./handover.ts";
+import * as keepAlive from "./keep_alive.ts";
 import * as requests from "./requests.ts";
 import * as start from "./start.ts";
 import { type Bench, formatTable, type Table } from "./support.ts";
@@ -25,7 +27,9 @@ const benches: Readonly<Record<string, Bench>> = {
   handover: handover.run,
   start: start.run,
   fresh: fresh.run,
+  keep_alive: keepAlive.run,
   forward: forward.run,
+  connections: connections.run,
 };
 
 const { values: { quick, json }, positionals } = parseArgs({

@@ -50,7 +50,7 @@ await run("chat", (takeover, who) => Deno ? onDeno(takeover, who) : Bun ? onBun(
 function onDeno(takeover: Takeover, who: Who): Promise<unknown> {
   const fetch = takeover.fetch((request: Request, info: unknown) => {
     if (!isSocket(request.headers.get("upgrade"))) return page(request);
-    const opening = takeover.websockets.opening(request, info);
+    const opening = takeover.webSockets.opening(request, info);
     const { socket, response } = Deno.upgradeWebSocket(request);
     const talk = new Talk(who, opening.state);
     opening.track(socket, { leave: () => talk.state });
@@ -63,10 +63,10 @@ function onDeno(takeover: Takeover, who: Who): Promise<unknown> {
 function onBun(takeover: Takeover, who: Who): Promise<unknown> {
   const fetch = takeover.fetch((request: Request, server: Any) => {
     if (!isSocket(request.headers.get("upgrade"))) return page(request);
-    const opening = takeover.websockets.opening(request, server);
+    const opening = takeover.webSockets.opening(request, server);
     return opening.upgrade({ data: new Talk(who, opening.state) }) ? undefined : new Response("no\n", { status: 400 });
   });
-  const websocket = takeover.websockets.handlers({
+  const websocket = takeover.webSockets.handlers({
     message: (socket: Any) => socket.send(socket.data.answer()),
     leave: (socket: Any) => socket.data.state,
   });
@@ -81,7 +81,7 @@ async function onNode(takeover: Takeover, who: Who): Promise<unknown> {
   }));
   const sockets = new WebSocketServer({ server, path: "/ws" });
   sockets.on("connection", (socket: Any, request: IncomingMessage) => {
-    const opening = takeover.websockets.opening(request);
+    const opening = takeover.webSockets.opening(request);
     const talk = new Talk(who, opening.state);
     opening.track(socket, { leave: () => talk.state });
     socket.on("error", () => {});

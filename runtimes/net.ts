@@ -141,14 +141,14 @@ function inspectSocket(socket: net.Socket): NativeObject {
       return socketAddress(socket.remoteAddress, socket.remotePort);
     },
     isOpen: !socket.connecting,
-    isEncrypted: "encrypted" in socket,
+    isEncrypted: (socket as { encrypted?: boolean }).encrypted === true,
     isPulled: false,
     // Deno's sends a FIN.
     isClosedAlone: !("Deno" in globalThis),
     allowHalfOpen: socket.allowHalfOpen,
     unsentCount: socket.writableLength + (handle?.writeQueueSize ?? 0) + (socket.connecting ? 1 : 0),
     takeUnread: () => takeBuffered(socket),
-    readAhead: () => socket.readableLength > 0 ? readAhead(socket) : null,
+    readAhead: () => socket.readableLength > 0 || undecoded(socket).length > 0 ? readAhead(socket) : null,
     pause: () => handle ? pauseHandle(socket, handle) : null,
     ...handle?.fdForIpc && { duplicate: () => handle.fdForIpc!() },
     unref: () => void socket.unref(),

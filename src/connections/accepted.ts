@@ -28,6 +28,8 @@ export interface AcceptedOptions extends OwnServer {
   readonly stallMs?: number;
   /** Descriptors that must stay free. */
   readonly spareCount: number;
+  /** Has the server accept meanwhile; where it may be paused, at another address. Else it accepts at its own. */
+  readonly whileAccepting?: <T>(use: (address: SocketAddress, isOver: () => boolean) => Promise<T>) => Promise<T>;
   /** Is told of every connection that the runtime knows by another name. */
   readonly peers: TruePeers;
   /** Is told why a connection has ended that was this process's already. */
@@ -134,10 +136,9 @@ export class SeatedSink implements Sink {
 
   /** From here on the server knows who they are. */
   async #open(guests: readonly Guest[]): Promise<(Seat | Error)[]> {
-    const { native, openMs, peers } = this.#options;
-    const isTaken = (name: SocketAddress) => peers.has(name);
+    const { native, peers } = this.#options;
     return await withAccepted(this.#runtime, native, async (accepted) => {
-      const seats = await openSeats(this.#runtime, this.#options, guests.length, openMs, isTaken);
+      const seats = await this.#openSeats(guests.length);
       for (const [index, { local, peer }] of guests.entries()) {
         const seat = seats[index]!;
         if (!(seat instanceof Seat) || !local || !peer) continue;
@@ -146,6 +147,24 @@ export class SeatedSink implements Sink {
       }
       return seats;
     });
+  }
+
+  /** A successor that becomes ready now accepts what was meant for this process: once more for those. */
+  async #openSeats(count: number): Promise<(Seat | Error)[]> {
+    const { listener, address: own, openMs, peers, whileAccepting = (use) => use(own, () => false) } = this.#options;
+    const isTaken = (name: SocketAddress) => peers.has(name);
+    let wasOver = false;
+    const open = (count: number) =>
+      whileAccepting(async (address, isOver) => {
+        const seats = await openSeats(this.#runtime, { address, listener }, count, openMs, isTaken, isOver);
+        wasOver = isOver();
+        return seats;
+      });
+    const seats: (Seat | Error)[] = await open(count);
+    const missing = wasOver ? [...seats.keys()].filter((index) => seats[index] instanceof Error) : [];
+    if (missing.length === 0) return seats;
+    for (const [index, seat] of (await open(missing.length)).entries()) seats[missing[index]!] = seat;
+    return seats;
   }
 
   #misfit({ local }: Guest): TakeoverError {

@@ -89,6 +89,8 @@ interface Traffic {
   inFlightCount: number;
   /** How often one has begun or ended. */
   turnCount: number;
+  /** What one of them said against moving. */
+  obstacle: string | null;
 }
 
 /** A request, and how its connection was when its handler was called. */
@@ -174,7 +176,7 @@ export class HttpConnections {
     if (this.#askers.size > 1) return;
     const watcher: RequestWatcher = { began: (request) => this.#began(request), ended: (request) => this.#ended(request) };
     this.#unwatch = this.#options.requests.watch(watcher);
-    for (const { peer } of this.#options.requests.open) this.#count(peer, 1);
+    for (const { peer, obstacle } of this.#options.requests.open) this.#count(peer, 1, obstacle);
     this.#listen();
   }
 
@@ -198,7 +200,7 @@ export class HttpConnections {
   atBoundary(endpoint: string, limit: number, isLast: boolean): HttpConnection[] {
     const until = Date.now() + sliceMs;
     const ready = () => this.#candidates.get(endpoint)?.size ?? 0;
-    this.#look(() => Date.now() >= until || ready() >= limit, isLast);
+    this.#look(() => Date.now() >= until || limit > 0 && ready() >= limit, isLast);
     const found = [...this.#candidates.get(endpoint) ?? []].slice(0, limit);
     this.#register(found);
     for (const connection of found) this.#candidates.get(endpoint)!.delete(connection);
@@ -370,9 +372,10 @@ export class HttpConnections {
 
   #decide(connection: HttpConnection, isLast: boolean): Verdict {
     const facts = this.#factsOf(connection);
-    return connection.verdict = facts
-      ? boundary(facts, this.#options.quietMs, isLast)
-      : { state: "busy", reason: "ended" };
+    // What was just seen of it may keep it here.
+    const reason = facts ? connection.stays : "ended";
+    if (reason !== null) return connection.verdict = { state: "busy", reason };
+    return connection.verdict = boundary(facts!, this.#options.quietMs, isLast);
   }
 
   #factsOf(connection: HttpConnection): Facts | null {
@@ -381,12 +384,13 @@ export class HttpConnections {
     if (!info) return null;
     const unread = info.receivedSize === 0 ? 0 : unreadSize(this.#runtime, descriptor);
     const socket = this.#socketOf(connection);
-    if (socket?.isEncrypted) connection.stays = "tls";
+    const traffic = this.#traffic.get(peer!);
+    connection.stays ??= socket?.isEncrypted ? "tls" : traffic?.obstacle ?? null;
     const readSize = info.receivedSize - unread;
     const hasRoom = this.#hasRoom(descriptor);
     return {
       isEstablished: info.state === "TCP_ESTABLISHED",
-      inFlightCount: this.#traffic.get(peer!)?.inFlightCount ?? 0,
+      inFlightCount: traffic?.inFlightCount ?? 0,
       parser: !this.#runtime.httpSockets ? null : socket?.isBetween ? "between" : "within",
       readSize,
       unreadSize: unread,
@@ -462,16 +466,17 @@ export class HttpConnections {
     }
   }
 
-  #count(peer: string | null, by: 1 | -1): void {
+  #count(peer: string | null, by: 1 | -1, obstacle: string | null): void {
     if (peer === null) return;
-    const traffic = this.#traffic.get(peer) ?? { inFlightCount: 0, turnCount: 0 };
+    const traffic = this.#traffic.get(peer) ?? { inFlightCount: 0, turnCount: 0, obstacle: null };
     traffic.inFlightCount += by;
     traffic.turnCount++;
+    traffic.obstacle ??= obstacle;
     this.#traffic.set(peer, traffic);
   }
 
   #began(open: OpenRequest): void {
-    this.#count(open.peer, 1);
+    this.#count(open.peer, 1, open.obstacle);
     const connection = this.#only(open.peer);
     const info = connection && tcpInfoOf(this.#runtime, connection.descriptor);
     if (!info) return;
@@ -488,7 +493,7 @@ export class HttpConnections {
   }
 
   #ended(open: OpenRequest): void {
-    this.#count(open.peer, -1);
+    this.#count(open.peer, -1, null);
     const connection = this.#only(open.peer);
     if (!connection || connection.request?.open !== open) return;
     const info = tcpInfoOf(this.#runtime, connection.descriptor);

@@ -25,6 +25,9 @@ const TCP_FIN_WAIT2 = 5;
 const TCP_LAST_ACK = 9;
 const TCP_CLOSING = 11;
 
+/** Turns of the event loop in which a read that waits learns of the end. */
+const endTurns = 2;
+
 /** What travels with a connection. */
 export interface Luggage<S extends Json = Json> {
   /** What the next process has to know of it. */
@@ -185,6 +188,16 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     if (typeof once === "function") once.call(connection, "close", () => this.delete(connection));
   }
 
+  /** One that came and that nobody serves is closed. */
+  #welcome(connection: C, moved: Moved<S>): void {
+    try {
+      this.#serve(connection, moved);
+    } catch (error) {
+      this.#runtime.inspect(connection)?.close();
+      throw error;
+    }
+  }
+
   #arrive(arrival: Arrival): void {
     const { open } = this.#options;
     const { descriptor, unread } = arrival;
@@ -196,7 +209,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
       const connection = this.#runtime.openSocket(number, { writable, allowHalfOpen }) as C;
       descriptor.take();
       if (unread.length > 0) (connection as SocketLike).unshift!(unread);
-      this.#serve(connection, { state, unread: new Uint8Array(0) });
+      this.#welcome(connection, { state, unread: new Uint8Array(0) });
     } catch (error) {
       descriptor[Symbol.dispose]();
       this.#failed(error);
@@ -207,7 +220,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     const { descriptor, unread } = arrival;
     try {
       const connection = await open(descriptor);
-      this.#serve(connection, { state: parcelOf<S>(arrival.state).state, unread });
+      this.#welcome(connection, { state: parcelOf<S>(arrival.state).state, unread });
     } catch (error) {
       this.#failed(error);
     } finally {
@@ -390,16 +403,13 @@ function limbo(runtime: Runtime, descriptor: number): Pause {
 }
 
 /** The program may have closed its object at the end of file that it saw. */
-function close(object: NativeObject): void {
-  if (!object.isPulled) return object.close();
-  // A read that waits learns of the end first.
-  setTimeout(() => {
-    try {
-      object.close();
-    } catch {
-      // Then there is nothing left to close.
-    }
-  }, 1);
+function close(object: NativeObject, turnCount: number = object.isPulled ? endTurns : 0): void {
+  if (turnCount > 0) return void setTimeout(() => close(object, turnCount - 1), 1);
+  try {
+    object.close();
+  } catch {
+    // Then there is nothing left to close.
+  }
 }
 
 function joined(first: Uint8Array = new Uint8Array(0), second: Uint8Array = new Uint8Array(0)): Uint8Array {

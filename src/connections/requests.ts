@@ -64,7 +64,8 @@ interface RequestLike {
     readonly remoteAddress?: string;
     readonly remotePort?: number;
     readonly encrypted?: boolean;
-    readonly parser?: unknown;
+    /** Only Node shows it. */
+    readonly _handle?: { readonly fd?: number } | null;
   };
 }
 
@@ -116,16 +117,18 @@ class Entry implements OpenRequest {
   }
 
   get obstacle(): string | null {
-    if (this.#obstacle === undefined) this.#obstacle = obstacleOf(this.kind, this.request, this.beside);
+    if (this.#obstacle === undefined) {
+      this.#obstacle = unlessEnded(() => obstacleOf(this.kind, this.request, this.beside), "unproven");
+    }
     return this.#obstacle;
   }
 
   get isBodiless(): boolean {
-    return headerOf(this.request, "transfer-encoding") === null && Number(headerOf(this.request, "content-length") ?? 0) === 0;
+    return unlessEnded(() => isBodiless(this.request), false);
   }
 
   get size(): number {
-    return sizeOf(this.request);
+    return unlessEnded(() => sizeOf(this.request), NaN);
   }
 
   /** Whether the runtime has finished its answer. */
@@ -196,7 +199,7 @@ export class Requests {
     const status = (response as ResponseLike | undefined)?.status;
     // Bun's upgrade leaves nothing to return.
     if (status === 101 || known.kind === "bun" && response === undefined) this.#mark(known, "upgraded");
-    else if (!isRead(known.request)) this.#mark(known, "body");
+    else if (!unlessEnded(() => isRead(known.request), false)) this.#mark(known, "body");
     if (known.kind === "unknown") this.#end(known);
     else if (known.kind === "bun" && this.#watchers.size > 0) this.#sweepSoon();
   }
@@ -205,7 +208,7 @@ export class Requests {
   listener(server: unknown, request: unknown, response: unknown): OpenRequest {
     const entry = new Entry("node", request, response);
     // Node's own parsers tell what is in flight; to hold on to requests costs its garbage collector more than all else.
-    if (this.#watchers.size === 0 && entry.request.socket?.parser) return entry;
+    if (this.#watchers.size === 0 && entry.request.socket?._handle?.fd !== undefined) return entry;
     const { listenerCount } = (server ?? {}) as ServerLike;
     if (typeof listenerCount === "function") this.#nodeServers.add(server as ServerLike);
     this.#begin(entry);
@@ -365,8 +368,20 @@ function headerOf({ headers }: RequestLike, name: string): string | null {
 /** Whether there is nothing left to come of the request's body, as far as its reader can tell. */
 function isRead(request: RequestLike): boolean {
   const { method } = request;
-  if (method === "GET" || method === "HEAD" || request.bodyUsed !== false) return true;
+  return method === "GET" || method === "HEAD" || request.bodyUsed !== false || isBodiless(request);
+}
+
+function isBodiless(request: RequestLike): boolean {
   return headerOf(request, "transfer-encoding") === null && Number(headerOf(request, "content-length") ?? 0) === 0;
+}
+
+/** The headers of a request of Deno's that has ended throw, unless they were read before. */
+function unlessEnded<T>(ask: () => T, otherwise: T): T {
+  try {
+    return ask();
+  } catch {
+    return otherwise;
+  }
 }
 
 /** `METHOD target HTTP/1.1`, a line for each header, an empty one, and the body (RFC 9112). */

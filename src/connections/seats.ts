@@ -111,6 +111,7 @@ export class Seat {
  * Opens seats.
  *
  * @param isTaken Whether a connection that lives is known by that name.
+ * @param isOver Whether the server accepts no more.
  * @returns As many as asked for, each a seat or why there is none.
  */
 export async function openSeats(
@@ -119,8 +120,10 @@ export async function openSeats(
   count: number,
   openMs: number,
   isTaken: (name: SocketAddress) => boolean,
+  isOver: () => boolean = () => false,
 ): Promise<(Seat | TakeoverError)[]> {
-  const until = Date.now() + openMs;
+  const end = Date.now() + openMs;
+  const isLate = () => Date.now() >= end || isOver();
   const opened: (Seat | TakeoverError)[] = [];
   const seats = () => opened.filter((seat) => seat instanceof Seat);
   try {
@@ -129,8 +132,8 @@ export async function openSeats(
       const some = Array.from({ length: Math.min(openedAtOnce, count - opened.length) });
       opened.push(...undeferred(runtime, server, () => some.map(() => openSeat(runtime, server, isTaken))));
     }
-    await found(runtime, seats(), until);
-    await watched(runtime, seats(), until);
+    await found(runtime, seats(), isLate);
+    await watched(runtime, seats(), isLate);
   } catch (error) {
     for (const seat of seats()) seat.close();
     throw error;
@@ -243,14 +246,14 @@ function connect({ abi, libc }: Runtime, descriptor: number, target: SocketAddre
 }
 
 /** Waits until the server's ends are known. */
-async function found(runtime: Runtime, seats: readonly Seat[], until: number): Promise<void> {
+async function found(runtime: Runtime, seats: readonly Seat[], isLate: () => boolean): Promise<void> {
   const missing = new Map(seats.map((seat) => [keyOf(seat.name), seat]));
   const start = Date.now();
   for (let waitMs = firstWaitMs; missing.size > 0; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
     await turn(waitMs);
-    const now = Date.now();
-    await look(runtime, now - start < likelyMs ? likely(seats) : openDescriptors(runtime), missing);
-    if (now >= until) return;
+    const wasLate = isLate();
+    await look(runtime, Date.now() - start < likelyMs ? likely(seats) : openDescriptors(runtime), missing);
+    if (wasLate) return;
   }
 }
 
@@ -275,11 +278,11 @@ function likely(seats: readonly Seat[]): number[] {
 }
 
 /** Waits until the server's event loop has them; libuv tells it when it next waits. */
-async function watched(runtime: Runtime, seats: readonly Seat[], until: number): Promise<void> {
+async function watched(runtime: Runtime, seats: readonly Seat[], isLate: () => boolean): Promise<void> {
   for (let waitMs = firstWaitMs;; waitMs = Math.min(waitMs * 2, longestWaitMs)) {
     const missing = seats.filter((seat) => seat.registration === null && seat.isHeld);
     if (missing.length > 0) readRegistrations(runtime, missing);
-    if (Date.now() >= until || missing.every(({ registration }) => registration !== null)) return;
+    if (isLate() || missing.every(({ registration }) => registration !== null)) return;
     await turn(waitMs);
   }
 }

@@ -19,8 +19,8 @@ import { answerSize, isAnswer, isContinuation, pingFrame, tokenSize } from "./we
 
 const MSG_PEEK = 2;
 
-/** How far it has come. */
-export type ProbeState = "asked" | "answered" | "between" | "failed";
+/** How far it has come: `busy` when something else came first, `silent` when nothing came in time. */
+export type ProbeState = "asked" | "answered" | "between" | "busy" | "silent";
 
 /** The first and the longest wait between two looks. */
 const firstWaitMs = 2;
@@ -54,7 +54,7 @@ export class Probe {
     // With nothing else in the send buffer it goes in whole.
     const isSent = unsentSize(runtime, descriptor) === 0 &&
       runtime.libc.write(descriptor, ping, ping.length) === ping.length;
-    this.state = isSent ? "asked" : "failed";
+    this.state = isSent ? "asked" : "busy";
   }
 
   /** Looks what has come, if it is time to. */
@@ -62,7 +62,7 @@ export class Probe {
     if (Date.now() < this.#lookAt) return this.state;
     this.#lookAt = Date.now() + this.#waitMs;
     this.#waitMs = Math.min(2 * this.#waitMs, longestWaitMs);
-    if (tcpInfoOf(this.#runtime, this.#descriptor)?.state !== "TCP_ESTABLISHED") this.state = "failed";
+    if (tcpInfoOf(this.#runtime, this.#descriptor)?.state !== "TCP_ESTABLISHED") return this.state = "busy";
     if (this.state === "asked") this.state = this.#answer();
     if (this.state === "answered") this.state = this.#next();
     return this.state;
@@ -71,15 +71,16 @@ export class Probe {
   #answer(): ProbeState {
     const bytes = peek(this.#runtime, this.#descriptor, answerSize);
     const isOurs = isAnswer(bytes, this.#token);
-    if (isOurs === null) return Date.now() < this.#until ? "asked" : "failed";
-    if (!isOurs) return "failed";
+    if (isOurs === null) return Date.now() < this.#until ? "asked" : "silent";
+    // Something else had been on its way.
+    if (!isOurs) return "busy";
     this.#runtime.libc.read(this.#descriptor, allocate(answerSize), answerSize);
     return "answered";
   }
 
   #next(): ProbeState {
     const [first] = peek(this.#runtime, this.#descriptor, 1);
-    if (first !== undefined) return isContinuation(first) ? "failed" : "between";
+    if (first !== undefined) return isContinuation(first) ? "busy" : "between";
     return Date.now() >= this.#restUntil ? "between" : "answered";
   }
 }

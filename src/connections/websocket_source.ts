@@ -45,6 +45,13 @@ interface Hold {
   isFrozen: boolean;
 }
 
+/** What was seen of a connection that is not held. */
+interface Look {
+  /** When it is looked at again. */
+  readonly at: number;
+  readonly isBetween: boolean;
+}
+
 /** How often the event loop is heard; that many beats apart, everything has had its turn. */
 const beatMs = 2;
 const settledBeats = 3;
@@ -76,8 +83,7 @@ export class WebSocketSource implements Source {
   readonly #endpoint: string;
   readonly #options: WebSocketSourceOptions;
   readonly #holds = new Map<WebSocketConnection, Hold>();
-  /** When each is looked at again, and what was read of it when it was looked at last. */
-  readonly #looks = new Map<WebSocketConnection, { readonly at: number; readonly readSize: number | null }>();
+  readonly #looks = new Map<WebSocketConnection, Look>();
   /** Those that are still to be looked at in this round. */
   #round: WebSocketConnection[] = [];
   #ask: (() => void) | null = null;
@@ -121,7 +127,8 @@ export class WebSocketSource implements Source {
     const staying: Record<string, number> = {};
     for (const connection of this.#table.all) {
       if (this.#table.endpointOf(connection) !== this.#endpoint) continue;
-      const reason = this.#reasonOf(connection);
+      const isUnproven = this.#isLast && this.#looks.get(connection)?.isBetween === false;
+      const reason = this.#reasonOf(connection) ?? (isUnproven ? "unproven" : null);
       if (reason === null) waiting++;
       else staying[reason] = (staying[reason] ?? 0) + 1;
     }
@@ -142,8 +149,7 @@ export class WebSocketSource implements Source {
   #reasonOf(connection: WebSocketConnection): string | null {
     if (connection.stays !== null) return connection.stays;
     if (connection.native.answer.extensions) return "compressed";
-    if (this.#refused.has(connection)) return "refused";
-    return this.#isLast && !connection.isBetween ? "unproven" : null;
+    return this.#refused.has(connection) ? "refused" : null;
   }
 
   #mayGo(connection: WebSocketConnection): boolean {
@@ -182,14 +188,14 @@ export class WebSocketSource implements Source {
       this.#looks.delete(connection);
       return "later";
     }
-    const { readSize } = connection;
-    this.#looks.set(connection, { at: Date.now() + againMs, readSize });
+    const { readSize, isBetween } = connection;
+    this.#looks.set(connection, { at: Date.now() + againMs, isBetween });
     if (!connection.isQuiet || readSize === null) return "later";
-    if (connection.isBetween) return "between";
+    if (isBetween) return "between";
     connection.doubt(readSize);
-    // What is on its way into the application gets there first; what is certainly half-way is not asked for.
-    const isAtRest = look?.readSize === readSize && unreadSize(this.#runtime, connection.descriptor) === 0;
-    return isAtRest && connection.native.toldSize !== null ? "unseen" : "later";
+    // What is certainly half-way is not asked for.
+    const isAtRest = connection.native.toldSize !== null && unreadSize(this.#runtime, connection.descriptor) === 0;
+    return isAtRest ? "unseen" : "later";
   }
 
   #hold(chosen: readonly { readonly connection: WebSocketConnection; readonly isAsked: boolean }[]): void {
@@ -232,7 +238,7 @@ export class WebSocketSource implements Source {
   #release(connection: WebSocketConnection, againInMs: number): void {
     const hold = this.#holds.get(connection);
     this.#holds.delete(connection);
-    this.#looks.set(connection, { at: Date.now() + againInMs, readSize: null });
+    this.#looks.set(connection, { at: Date.now() + againInMs, isBetween: !hold?.isAsked });
     // A descriptor that was closed meanwhile may be another's.
     if (connection.isHeld) hold?.resume();
   }
@@ -261,11 +267,16 @@ export class WebSocketSource implements Source {
   #tendAsked(connection: WebSocketConnection, hold: Hold): void {
     const { answerMs, restMs } = this.#options;
     if (!hold.probe) {
-      if (!connection.isQuiet || unreadSize(this.#runtime, connection.descriptor) > 0) return this.#release(connection, againMs);
+      // It had been on its way into the application only.
+      if (connection.isBetween) return void this.#holds.set(connection, { ...hold, isAsked: false, since: Date.now() });
+      if (!connection.isQuiet || unreadSize(this.#runtime, connection.descriptor) > 0) {
+        return this.#release(connection, againMs);
+      }
       hold.probe = new Probe(this.#runtime, connection.descriptor, answerMs, restMs);
     }
     const state = hold.probe.look();
-    if (state === "failed") return this.#release(connection, askAgainMs);
+    if (state === "silent") return this.#release(connection, askAgainMs);
+    if (state === "busy") return this.#release(connection, againMs);
     if (state !== "between") return;
     const { readSize, native: { toldSize } } = connection;
     if (readSize === null || toldSize === null) return this.#release(connection, againMs);

@@ -110,6 +110,8 @@ export class WebSocketTable {
     connection.descriptor = descriptor;
     connection.cookie = cookie;
     connection.endpoint = endpoint.name;
+    // The kernel does not count what comes over it.
+    if (local.family === "unix") connection.stays ??= "unix";
     this.#byCookie.set(cookie, connection);
     if (connection.peer) this.#byPeer.delete(keyOf(connection.peer));
   }

@@ -196,11 +196,22 @@ export class WebSockets {
   }
 
   /**
-   * Reads a request that is about to become a WebSocket.
+   * Reads a request that is about to become a WebSocket, before it does.
    *
    * @param request Deno's or Bun's `Request`, or Node's `IncomingMessage`.
    * @param beside What the handler got beside it: Deno's info, Bun's server;
    *   nothing on Node.
+   *
+   * @example
+   * ```ts ignore
+   * const sockets = new WebSocketServer({ server });
+   * sockets.on("connection", (socket, request) => {
+   *   const opening = takeover.webSockets.opening(request);
+   *   let count = (opening.state ?? 0) as number;
+   *   opening.track(socket, { leave: () => count });
+   *   socket.on("message", () => socket.send(`${++count}`));
+   * });
+   * ```
    */
   opening(request: unknown, beside?: unknown): Opening {
     const all = upgradeRequestOf(request);
@@ -223,6 +234,21 @@ export class WebSockets {
   /**
    * Handlers for `Bun.serve` that count what comes. The application's own are
    * called as before, `close` not for a socket that has moved.
+   *
+   * @param own What `Bun.serve` takes as `websocket`; beside it `leave`, and
+   *   perhaps `left` and `stayed`.
+   *
+   * @example
+   * ```ts ignore
+   * const websocket = takeover.webSockets.handlers({
+   *   message: (socket, text) => socket.send(`${++socket.data.count}`),
+   *   leave: (socket) => socket.data.count,
+   * });
+   * const fetch = (request, server) => {
+   *   const opening = takeover.webSockets.opening(request, server);
+   *   return opening.upgrade({ data: { count: opening.state ?? 0 } }) ? undefined : new Response("no");
+   * };
+   * ```
    */
   handlers<H extends BunHandlers>(own: H): H {
     const count = (socket: object, size: number) => {

@@ -29,7 +29,7 @@ export interface FolderFacts {
   readonly folder: string;
   /** Null when it does not exist. */
   readonly status: FileStatus | null;
-  /** Why it cannot be reached, or no file made there: an errno's name; null when one can, "unknown" when it cannot be told. */
+  /** Why it cannot be reached, or no file made there: an errno's name, `unknown`, or null when one can. */
   readonly refusal: string | null;
 }
 
@@ -157,7 +157,10 @@ export async function whoIsAt(runtime: Runtime, path: string, limitMs: number): 
   const lockUser = statusOf(runtime, `${path}.lock`)?.uid ?? null;
   if (status === null) return { state: "nothing", lockUser };
   if (status.kind !== "socket") {
-    return { state: "other", kind: status.symbolicLink ? "a symbolic link" : status.kind === "folder" ? "a folder" : "a file" };
+    return {
+      state: "other",
+      kind: status.symbolicLink ? "a symbolic link" : status.kind === "folder" ? "a folder" : "a file",
+    };
   }
   const answer = answerAt(runtime, path);
   if (answer === "EACCES") return { state: "denied", uid: status.uid };
@@ -200,7 +203,9 @@ function answerAt(runtime: Runtime, path: string): string {
 function socketsAt(runtime: Runtime, path: string, inode: number): UnixSocket[] {
   const name = path.slice(path.lastIndexOf("/") + 1);
   const all = parseUnixSockets(readFile(runtime, "/proc/net/unix"));
-  const bound = all.filter((socket) => socket.path === path || hasName(socket, name) && isSame(runtime, socket.path, inode));
+  const bound = all.filter((socket) =>
+    socket.path === path || hasName(socket, name) && isSame(runtime, socket.path, inode)
+  );
   const listening = bound.filter(({ isListening }) => isListening);
   return listening.length > 0 ? listening : bound;
 }

@@ -108,8 +108,9 @@ function wrapped(text: string, width: number): string[] {
   const lines = [""];
   for (const word of text.split(" ")) {
     const line = lines.at(-1)!;
-    if (line === "" || line.length + 1 + word.length <= width) lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
-    else lines.push(word);
+    if (line === "" || line.length + 1 + word.length <= width) {
+      lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
+    } else lines.push(word);
   }
   return lines;
 }

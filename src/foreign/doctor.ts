@@ -7,7 +7,7 @@
  */
 
 import { allocate, viewOf } from "../c/bytes.ts";
-import { checked, messageOf } from "../errors.ts";
+import { checked, messageOf, TakeoverError } from "../errors.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import { linkAt, numbersIn, OwnedDescriptor, owning, readFile } from "../sockets/descriptors.ts";
@@ -41,7 +41,15 @@ export interface Host extends Pick<Runtime, "name" | "version" | "permissions"> 
 type Examination = readonly [CheckName, () => Check | Promise<Check>];
 
 const systemChecks: readonly CheckName[] = [
-  "kernel", "descriptors", "proc", "pidfd", "ptrace", "bpf", "migration", "queues", "container",
+  "kernel",
+  "descriptors",
+  "proc",
+  "pidfd",
+  "ptrace",
+  "bpf",
+  "migration",
+  "queues",
+  "container",
 ];
 const pathChecks: readonly CheckName[] = ["folder", "filesystem", "path"];
 
@@ -67,17 +75,18 @@ export function hostOf(runtime: Runtime): Host {
  * @param path The path of the control socket; without one nothing is said of it.
  * @param options See {@linkcode DoctorOptions}.
  * @returns The checks in a fixed order; none throws.
- * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` for a limit that is out of range.
+ * @throws {TakeoverError} `ERR_TAKEOVER_LIMIT` for a limit or a time that is out of range.
  */
 export async function diagnose(host: Host, path: string | null, options: DoctorOptions = {}): Promise<Diagnosis> {
   const limits = limitsFrom(options.limits);
+  const searchMs = checkedMs(options.searchMs ?? defaultSearchMs);
   const { name, version, permissions, runtime, reason } = host;
   const examinations: readonly Examination[] = [
     ["runtime", () => judge.judgeRuntime(name, version)],
     ["ffi", () => judge.judgeFfi(runtime?.ffi ?? null, reason)],
     ...(permissions ? [["permissions", () => judge.judgePermissions(permissions())] as const] : []),
     ...ofSystem(runtime, limits),
-    ...(path === null ? [] : ofPath(runtime, path, options)),
+    ...(path === null ? [] : ofPath(runtime, path, { ...options, searchMs })),
   ];
   const checks: Check[] = [];
   for (const [each, examine] of examinations) checks.push(await made(each, examine));
@@ -136,21 +145,28 @@ function ofSystem(runtime: Runtime | null, limits: Limits): Examination[] {
 }
 
 /** The checks of the path; where its name cannot be used there is nothing to look at. */
-function ofPath(runtime: Runtime | null, path: string, options: DoctorOptions): Examination[] {
+function ofPath(runtime: Runtime | null, path: string, options: DoctorOptions & { searchMs: number }): Examination[] {
   if (runtime === null || hindrance(runtime) !== null) return unmade(pathChecks, hindrance(runtime)!);
   const { libc, abi } = runtime;
   const self: Self = { pid: libc.getpid(), uid: libc.geteuid(), allowUsers: options.allowUsers ?? [] };
   const wrongName = judgeName(path, abi.sockaddr.un.path.size - 1);
-  if (wrongName) return [["folder", () => wrongName], ...unmade(pathChecks.slice(1), "no socket can be at such a path")];
+  if (wrongName) {
+    return [["folder", () => wrongName], ...unmade(pathChecks.slice(1), "no socket can be at such a path")];
+  }
   const folder = folderOf(path);
   return [
     ["folder", () => judgeFolder(folderFacts(runtime, folder), self)],
     ["filesystem", () => judgeFilesystem(mountOf(runtime, folder))],
     ["path", async () => {
       const isSticky = ((statusOf(runtime, folder, true)?.mode ?? 0) & 0o1000) !== 0;
-      return judgeAtPath(await whoIsAt(runtime, path, options.searchMs ?? defaultSearchMs), self, isSticky);
+      return judgeAtPath(await whoIsAt(runtime, path, options.searchMs), self, isSticky);
     }],
   ];
+}
+
+function checkedMs(searchMs: number): number {
+  if (Number.isInteger(searchMs) && searchMs >= 0) return searchMs;
+  throw new TakeoverError("ERR_TAKEOVER_LIMIT", `Cannot search for ${searchMs} ms: expected an integer from 0 on`);
 }
 
 /** Both limits of open files (getrlimit(2): soft 8 | hard 8), and how many are open. */

@@ -11,7 +11,7 @@
 import type { Arrival, Json, Place, Sink } from "../connections/movable.ts";
 import type { FdMessage } from "../channels/fd_message.ts";
 import type { FdChannel } from "../channels/fd_channel.ts";
-import { disposeAll, freeDescriptorCount, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, messageOf, TakeoverError, TruncatedError } from "../errors.ts";
 import { encodeFrame, type Frame, FrameReader } from "./frame.ts";
 import type { Limits } from "../limits.ts";

@@ -60,6 +60,7 @@ export class Moves {
   readonly #http: HttpConnections;
   #arrivals: Arrivals | null = null;
   #departures: Departures | null = null;
+  #isArriving = false;
 
   /**
    * @param drain What the process's handlers are wrapped with.
@@ -103,6 +104,7 @@ export class Moves {
       native,
       openMs,
       spareCount,
+      whileAccepting: <T>(use: (at: SocketAddress, isOver: () => boolean) => Promise<T>) => endpoint.whileAccepting(use),
       peers: this.#peers,
       failed: this.#failed,
     };
@@ -140,7 +142,8 @@ export class Moves {
   /** This process is a successor: its incumbent's connections may come. */
   arrive(channel: FdChannel): void {
     this.#arrivals = new Arrivals(this.#runtime, this.#limits, channel, () => this.#entrances());
-    this.#arrivals.ended.catch(this.#failed);
+    this.#isArriving = true;
+    this.#arrivals.ended.catch(this.#failed).finally(() => this.#isArriving = false);
   }
 
   /** This process has a successor: its connections may go. Resolves when no more will. */
@@ -152,6 +155,11 @@ export class Moves {
   /** Whether connections can go. */
   get isDeparting(): boolean {
     return this.#departures !== null;
+  }
+
+  /** Whether some may come that are to go on to the successor: the process before this one has not ended. */
+  get mayPassThrough(): boolean {
+    return this.#isArriving && this.#departures !== null;
   }
 
   /** What waits for a better moment goes at that time, in milliseconds from now. */

@@ -586,7 +586,7 @@ export class Takeover implements AsyncDisposable {
     this.#moves.hurry(lastChanceAt);
     // What has not moved by then will not: it is told when it is answered.
     const timer = setTimeout(() => this.#drain.mode = "closing", lastChanceAt);
-    const ended = await connectionsEnd(this.#runtime, addresses, drainMs);
+    const ended = await connectionsEnd(this.#runtime, addresses, drainMs, () => this.#moves.mayPassThrough);
     clearTimeout(timer);
     await this.#moves.stop();
     const drained = { ...ended, connections: this.#moves.departed };

@@ -9,12 +9,22 @@
  * @module
  */
 
-import { SystemError } from "../errors.ts";
-import { owning } from "../sockets/descriptors.ts";
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { SystemError, TakeoverError } from "../errors.ts";
+import { owning, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { canPause, register, type Registration, registrationsOf, unregister } from "../sockets/event_loop.ts";
 import { deadListener } from "./graft.ts";
+import { bindListener } from "../sockets/listener.ts";
+import { placeholderAddress } from "./placeholder.ts";
 import type { Runtime } from "../runtime.ts";
-import { cookieOf, duplicateOver, isListening, type SocketIdentity } from "../sockets/socket.ts";
+import {
+  cookieOf,
+  duplicate,
+  duplicateOver,
+  isListening,
+  localAddress,
+  type SocketIdentity,
+} from "../sockets/socket.ts";
 
 /** What an endpoint is made of. */
 export interface EndpointParts {
@@ -31,6 +41,15 @@ export interface EndpointParts {
   readonly isSupervised: boolean;
 }
 
+/** A listener that a paused server is given for connections of its own process, which nobody else can accept. */
+interface Loan {
+  readonly address: SocketAddress;
+  readonly cookie: string;
+  /** What the server held before. */
+  readonly held: OwnedDescriptor;
+  useCount: number;
+}
+
 /** One listening socket of this process. */
 export class Endpoint {
   readonly kind: "control" | "listener";
@@ -41,6 +60,9 @@ export class Endpoint {
   readonly #runtime: Runtime;
   #registrations: readonly Registration[];
   #paused: boolean;
+  /** The cookie of what the server holds while nothing is lent. */
+  #cookie: string;
+  #loan: Loan | null = null;
 
   constructor(runtime: Runtime, parts: EndpointParts) {
     this.#runtime = runtime;
@@ -51,12 +73,16 @@ export class Endpoint {
     this.isSupervised = parts.isSupervised;
     this.#registrations = parts.registrations;
     this.#paused = parts.paused;
+    this.#cookie = parts.identity.cookie;
   }
 
   /** Whether the native server still holds the socket. */
   get alive(): boolean {
-    return cookieOf(this.#runtime, this.descriptor) === this.identity.cookie &&
-      isListening(this.#runtime, this.descriptor);
+    return this.#cookie === this.identity.cookie && this.#isHeld && isListening(this.#runtime, this.descriptor);
+  }
+
+  get #isHeld(): boolean {
+    return cookieOf(this.#runtime, this.descriptor) === (this.#loan?.cookie ?? this.#cookie);
   }
 
   /**
@@ -73,6 +99,7 @@ export class Endpoint {
 
   /** Accepts again. */
   resume(): void {
+    this.#takeBack();
     if (!this.#paused || !this.alive) return;
     register(this.#runtime, this.#registrations);
     this.#paused = false;
@@ -85,14 +112,75 @@ export class Endpoint {
    * listener, the server keeps its copy, paused, until it is closed.
    */
   release(): void {
+    this.#takeBack();
     if (!this.alive) return;
     this.pause();
     try {
       owning(deadListener(this.#runtime, this.identity.family), ({ number }) => {
         duplicateOver(this.#runtime, number, this.descriptor);
       });
+      this.#cookie = cookieOf(this.#runtime, this.descriptor);
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
     }
+  }
+
+  /**
+   * Has the server accept connections of this process. While it is paused, and
+   * when it has been released, it does so where nobody else can: what comes to
+   * its own address then is the successor's.
+   *
+   * @param use Called with the address, and a function that says whether the
+   *   server has stopped to accept there.
+   * @throws {TakeoverError} `ERR_TAKEOVER_ADOPT` when the application has closed its server.
+   */
+  async whileAccepting<T>(use: (address: SocketAddress, isOver: () => boolean) => Promise<T>): Promise<T> {
+    if (!this.#paused) return await use(this.identity.address, () => this.#paused);
+    const loan = this.#loan ??= this.#lend();
+    loan.useCount++;
+    try {
+      return await use(loan.address, () => this.#loan !== loan);
+    } finally {
+      if (--loan.useCount === 0 && this.#loan === loan) this.#takeBack();
+    }
+  }
+
+  #lend(): Loan {
+    if (!this.#isHeld || this.#registrations.length === 0) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_ADOPT",
+        `Cannot give connections to the server of ${JSON.stringify(this.name)}: it has been closed`,
+      );
+    }
+    const held = new OwnedDescriptor(this.#runtime, duplicate(this.#runtime, this.descriptor));
+    try {
+      return owning(this.#privateListener(), ({ number }) => {
+        duplicateOver(this.#runtime, number, this.descriptor);
+        register(this.#runtime, this.#registrations);
+        const address = localAddress(this.#runtime, number)!;
+        return { address, cookie: cookieOf(this.#runtime, number), held, useCount: 0 };
+      });
+    } catch (error) {
+      held[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** Of the same family: a runtime takes what a listener accepts for one of its own. */
+  #privateListener(): OwnedDescriptor {
+    const { family } = this.identity;
+    if (family !== "inet6") return bindListener(this.#runtime, placeholderAddress(family, null), { port: 0 });
+    return bindListener(this.#runtime, { family, hostname: "::1", port: 0 }, { port: 0, ipv6Only: true });
+  }
+
+  #takeBack(): void {
+    const loan = this.#loan;
+    if (!loan) return;
+    if (this.#isHeld) {
+      unregister(this.#runtime, this.#registrations);
+      duplicateOver(this.#runtime, loan.held.number, this.descriptor);
+    }
+    this.#loan = null;
+    loan.held[Symbol.dispose]();
   }
 }

@@ -1,8 +1,8 @@
 /**
  * Programs of classic BPF on sockets (socket(7)): one for all sockets of a
  * SO_REUSEPORT group, which says by its place in the group which of them a
- * packet is for, and one for a single socket, which drops packets. An ordinary
- * user may do both.
+ * packet is for, and one for a single datagram socket, which drops packets. An
+ * ordinary user may do both.
  *
  * @module
  */
@@ -53,8 +53,8 @@ export function detachFromGroup(runtime: Runtime, descriptor: number): void {
 }
 
 /**
- * Gives a socket a filter, in place of the one it has. Connections that are
- * accepted from a listener inherit its filter.
+ * Gives a socket a filter, in place of the one it has. Since Linux 6.18 only
+ * root may give a TCP socket one.
  *
  * @throws {TakeoverError} As {@linkcode attachToGroup}.
  */

@@ -25,16 +25,15 @@ import { SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { identify, setNonBlocking } from "../sockets/socket.ts";
-import { attachFilter, detachFilter, hasFilter, nothing, whole } from "./attach.ts";
-import { answer, assemble, compute, type Instruction, jumpIf, load } from "./bpf.ts";
+import { type LeastHops, leastHopsOf, mostHops, setLeastHops } from "./least_hops.ts";
 import { halfOpenPairs } from "./socket_diag.ts";
 
 /** How a listener is drained. */
 export interface DrainListenerOptions extends WaitOptions {
   /**
    * Keeps new connections away from this listener, for instance by steering the
-   * others of its group. Without it they are dropped (SYN), as long as the
-   * listener is there: a client tries again a second later.
+   * others of its group. Without it they are dropped as long as the listener
+   * is there: a client tries again a second later.
    */
   readonly keepAway?: () => void;
   /**
@@ -74,23 +73,17 @@ const longestLookMs = 100;
 const passing = ["EINTR", "ECONNABORTED", "EPROTO", "ENOPROTOOPT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH"];
 const roomless = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 
-/** Where the flags of a TCP header are, and the two that tell the first packet of a connection (RFC 9293, 3.1). */
-const flagsOffset = 13;
-const synAndAck = 0x12;
-const syn = 0x02;
-
 /**
  * Empties a TCP listener and closes it. Nothing else may accept from it
  * meanwhile, or close it: pause the server that has it, and give this a copy.
  *
  * Closing is the end of the listener only when no other process has a copy. One
- * that does goes on with it: then leave `keepAway` to it, because the filter
- * that is used otherwise is the socket's, and so the other process's too.
+ * that does goes on with it: then this is not for you, because new connections
+ * would be kept away from it as well.
  *
  * @param listener A TCP listener, taken: closed in the end, unless this throws.
  * @returns How many were served, and how many were not.
  * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR` when it is no TCP listener,
- *   `ERR_TAKEOVER_STATE` when it has a filter already and no `keepAway` is given,
  *   `ERR_TAKEOVER_NO_ROOM` when this process has no descriptor for a connection.
  *
  * @example
@@ -108,14 +101,15 @@ export async function drainListener(
 ): Promise<DrainedListener> {
   const address = checkedAddress(runtime, listener.number);
   setNonBlocking(runtime, listener.number);
+  const before = leastHopsOf(runtime, listener.number, address.family);
   if (options.keepAway) options.keepAway();
-  else dropNew(runtime, listener.number);
+  else setLeastHops(runtime, listener.number, address.family, { inet: mostHops, inet6: mostHops });
   try {
-    const drained = await emptied(runtime, listener.number, address, options);
+    const drained = await emptied(runtime, listener.number, address, options, before);
     listener[Symbol.dispose]();
     return drained;
   } catch (error) {
-    if (!options.keepAway) detachFilter(runtime, listener.number);
+    if (!options.keepAway) setLeastHops(runtime, listener.number, address.family, before);
     throw error;
   }
 }
@@ -124,10 +118,14 @@ async function emptied(
   runtime: Runtime,
   listener: number,
   address: InetAddress,
-  { accepted, signal, timeoutMs = defaultTimeoutMs }: DrainListenerOptions,
+  { keepAway, accepted, signal, timeoutMs = defaultTimeoutMs }: DrainListenerOptions,
+  hops: LeastHops,
 ): Promise<DrainedListener> {
   const until = deadlineOf({ timeoutMs });
-  const queue = new Queue(runtime, listener, accepted);
+  const queue = new Queue(runtime, listener, (connection) => {
+    if (!keepAway) setLeastHops(runtime, connection.number, address.family, hops);
+    accepted(connection);
+  });
   await pause(settlingMs, { signal });
   const halfOpen = pairsOf(runtime, address);
   for (let lookMs = firstLookMs;; lookMs = Math.min(lookMs * 2, longestLookMs)) {
@@ -201,25 +199,6 @@ function noRoom(listener: number): TakeoverError {
       "raise the limit of open files (ulimit -n)",
   );
 }
-
-/** Packets of handshakes that have begun are kept. Accepted connections inherit the filter, and see no SYN. */
-function dropNew(runtime: Runtime, listener: number): void {
-  if (!hasFilter(runtime, listener)) return attachFilter(runtime, listener, withoutNew);
-  throw new TakeoverError(
-    "ERR_TAKEOVER_STATE",
-    `Cannot drain the listener ${listener}: it has a filter of its own (SO_ATTACH_FILTER); expected none, or the option keepAway`,
-  );
-}
-
-/** A filter of a TCP socket sees the packet from its TCP header on. */
-const withoutNew: readonly Instruction[] = assemble([
-  load(1, flagsOffset),
-  compute("and", synAndAck),
-  jumpIf("equal", syn, "new", null),
-  answer(whole),
-  "new",
-  answer(nothing),
-]);
 
 function pairsOf(runtime: Runtime, address: InetAddress): Set<string> | null {
   try {

@@ -4,8 +4,8 @@
  *
  * ```text
  * the group's program, for the probe's source alone:  answer slot i
- * a filter on every member of ours:                   drop what comes from the probe
- * the probe sends:                                    one datagram, or one SYN
+ * the probe sends:                                    one datagram, or one SYN with a single hop
+ * every member of ours drops it:                      by a filter, or because it has too few hops
  * the member whose count of drops has grown:          has slot i   (SO_MEMINFO, SK_MEMINFO_DROPS)
  * ```
  *
@@ -22,6 +22,7 @@ import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { bindSocket, connectSocket, localAddress, openSocket } from "../sockets/socket.ts";
 import { attachFilter, attachToGroup, detachFilter, hasFilter, nothing, whole } from "./attach.ts";
 import { answer, assemble, type Line } from "./bpf.ts";
+import { leastHopsOf, setHops, setLeastHops } from "./least_hops.ts";
 import { ifFrom } from "./programs.ts";
 import type { GroupType } from "./socket_diag.ts";
 
@@ -46,6 +47,10 @@ const dropsOffset = 32;
 
 /** A member that drops other packets as well at that moment makes a probe useless. */
 const attemptCount = 5;
+
+/** Nothing else comes with so few: it would have come the whole way that its sender meant it to. */
+const probeHops = 1;
+
 const firstLookMs = 1;
 const longestLookMs = 20;
 
@@ -56,13 +61,13 @@ const longestLookMs = 20;
  * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it cannot be told.
  */
 export async function readOrder(runtime: Runtime, group: Unordered): Promise<(number | null)[]> {
-  const busy = group.descriptors.find((descriptor) => hasFilter(runtime, descriptor));
+  const busy = group.descriptors.find((descriptor) => group.type === "dgram" && hasFilter(runtime, descriptor));
   if (busy !== undefined) throw untold(group, `the socket ${busy} has a filter of its own (SO_ATTACH_FILTER)`);
   const order: (number | null)[] = [];
   for (let slot = 0; slot < group.count; slot++) order.push(await probe(runtime, group, slot));
   const found = order.filter((index) => index !== null);
-  if (found.length === group.descriptors.length && new Set(found).size === found.length) return order;
   const foundCount = new Set(found).size;
+  if (found.length === group.descriptors.length && foundCount === found.length) return order;
   throw untold(group, `${foundCount} of ${group.descriptors.length} were found in ${group.count} slots; it changes meanwhile`);
 }
 
@@ -78,17 +83,29 @@ async function probe(runtime: Runtime, group: Unordered, slot: number): Promise<
 async function probeWith(runtime: Runtime, group: Unordered, slot: number, number: number): Promise<number[]> {
   const { descriptors } = group;
   const source = localAddress(runtime, number) as InetAddress;
-  const filter = assemble([...ifFrom(source, "probe", "other"), "probe", answer(nothing), "other", answer(whole)]);
   const program = assemble([...ifFrom(source, "probe", "other"), "probe", answer(slot), "other", ...group.program]);
+  const restores = descriptors.map((descriptor) => droppingFrom(runtime, group, descriptor, source));
   try {
-    for (const descriptor of descriptors) attachFilter(runtime, descriptor, filter);
     attachToGroup(runtime, descriptors[0]!, program);
     const before = descriptors.map((descriptor) => dropCount(runtime, descriptor));
     send(runtime, group, number);
     return await dropped(runtime, group, before);
   } finally {
-    for (const descriptor of descriptors) detachFilter(runtime, descriptor);
+    for (const restore of restores) restore();
   }
+}
+
+/** Lets a member drop what the probe sends. What comes back undoes it. */
+function droppingFrom(runtime: Runtime, { address, type }: Unordered, descriptor: number, source: InetAddress): () => void {
+  if (type === "dgram") {
+    const lines = [...ifFrom(source, "probe", "other"), "probe", answer(nothing), "other", answer(whole)];
+    attachFilter(runtime, descriptor, assemble(lines));
+    return () => detachFilter(runtime, descriptor);
+  }
+  const before = leastHopsOf(runtime, descriptor, address.family);
+  const after = { inet: Math.max(before.inet, probeHops + 1), inet6: Math.max(before.inet6, probeHops + 1) };
+  setLeastHops(runtime, descriptor, address.family, after);
+  return () => setLeastHops(runtime, descriptor, address.family, before);
 }
 
 /** The indexes of all that have dropped something. */
@@ -106,6 +123,7 @@ function openProbe(runtime: Runtime, { address, type }: Unordered): number {
   const { family } = address;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, family, type)), (socket) => {
     bindSocket(runtime, socket.number, { ...reachable(address), port: 0 });
+    if (type === "stream") setHops(runtime, socket.number, family, probeHops);
     return socket.take();
   });
 }

@@ -5,39 +5,39 @@
  * @module
  */
 
+import type { Bytes } from "../c/bytes.ts";
 import { errnoName } from "../c/errno.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { sendMessage } from "../channels/message.ts";
-import { waitWritable } from "../channels/readiness.ts";
+import { stopWaiting, waitWritable } from "../channels/readiness.ts";
 import type { Runtime } from "../runtime.ts";
 
 /** One packet. */
 export interface Packet {
-  readonly bytes: Uint8Array;
+  readonly bytes: Bytes;
+  /** How many datagrams it has. */
+  readonly datagramCount: number;
   /** Whom to, on a socket that is not connected. */
   readonly to?: SocketAddress;
 }
 
-/** Whom a queue tells. */
+/** Whom a queue tells what became of a packet; each is told of once. */
 export interface PacketObserver {
   /** The socket has taken it. */
   sent(packet: Packet): void;
-  /** It will not be sent: there is no room (null), or the socket says what is wrong with it. */
+  /** It will not be sent: there is no room (null), or an errno's name says why. */
   refused(packet: Packet, code: string | null): void;
 }
 
-/** What sendmsg(2) says of a socket that has room again later. */
-const full = ["EAGAIN", "EINTR", "ENOBUFS"];
-
-/** A queue in front of a socket, which stays its owner's. */
+/** A queue in front of a socket, which stays its owner's; nothing else may wait for its descriptor when it is stopped. */
 export class PacketQueue {
   readonly #runtime: Runtime;
   readonly #descriptor: number;
   readonly #limitSize: number;
   readonly #observer: PacketObserver;
-  readonly #ending = new AbortController();
   #waiting: Packet[] = [];
   #size = 0;
+  #isStopped = false;
 
   /** @param limitSize The most bytes that wait. */
   constructor(runtime: Runtime, descriptor: number, limitSize: number, observer: PacketObserver) {
@@ -49,54 +49,52 @@ export class PacketQueue {
 
   /** Sends a packet, or lets it wait. Its bytes have to stay as they are. */
   push(packet: Packet): void {
-    if (this.#waiting.length === 0 && this.#send(packet)) return;
-    if (this.#ending.signal.aborted || this.#size + packet.bytes.length > this.#limitSize) {
-      this.#observer.refused(packet, null);
-      return;
-    }
+    const isFree = this.#waiting.length === 0 && !this.#isStopped;
+    const result = isFree ? sendMessage(this.#runtime, this.#descriptor, packet) : null;
+    if (result !== null && !this.#isFull(result)) return this.#tell(packet, result);
+    if (this.#isStopped || this.#size + packet.bytes.length > this.#limitSize) return this.#observer.refused(packet, null);
     this.#size += packet.bytes.length;
     if (this.#waiting.push(packet) === 1) void this.#drain();
   }
 
-  /** Stops. What waits comes back, and is the caller's. */
+  /** Stops, before the descriptor is closed. What waits comes back. */
   stop(): Packet[] {
     const waiting = this.#waiting;
     this.#waiting = [];
     this.#size = 0;
-    this.#ending.abort();
+    this.#isStopped = true;
+    stopWaiting(this.#runtime, this.#descriptor);
     return waiting;
   }
 
   async #drain(): Promise<void> {
     try {
       while (this.#waiting.length > 0) {
-        await waitWritable(this.#runtime, this.#descriptor, { signal: this.#ending.signal, keepAlive: false });
+        await waitWritable(this.#runtime, this.#descriptor, { keepAlive: false });
         this.#sendWaiting();
       }
     } catch {
-      // It was stopped, or the descriptor is closed; then the next packet says so.
+      // It has been stopped, and nothing waits any more; or nothing can be sent, which is told here.
+      for (const packet of this.stop()) this.#observer.refused(packet, null);
     }
   }
 
   #sendWaiting(): void {
-    let sentCount = 0;
-    while (sentCount < this.#waiting.length && this.#send(this.#waiting[sentCount]!)) {
-      this.#size -= this.#waiting[sentCount++]!.bytes.length;
+    for (let packet = this.#waiting[0]; packet !== undefined; packet = this.#waiting[0]) {
+      const result = sendMessage(this.#runtime, this.#descriptor, packet);
+      if (this.#isFull(result)) return;
+      this.#waiting.shift();
+      this.#size -= packet.bytes.length;
+      this.#tell(packet, result);
     }
-    this.#waiting.splice(0, sentCount);
   }
 
-  /** False when there is no room now. */
-  #send(packet: Packet): boolean {
-    if (this.#ending.signal.aborted) return false;
-    const result = sendMessage(this.#runtime, this.#descriptor, packet);
-    if (result >= 0) {
-      this.#observer.sent(packet);
-      return true;
-    }
-    const code = errnoName(this.#runtime.abi.platform, -result);
-    if (full.includes(code)) return false;
-    this.#observer.refused(packet, code);
-    return true;
+  #tell(packet: Packet, result: number): void {
+    if (result >= 0) this.#observer.sent(packet);
+    else this.#observer.refused(packet, errnoName(this.#runtime.abi.platform, -result));
+  }
+
+  #isFull(result: number): boolean {
+    return result < 0 && errnoName(this.#runtime.abi.platform, -result) === "EAGAIN";
   }
 }

@@ -43,7 +43,11 @@ export interface GroupMember {
   readonly descriptor: number;
 }
 
-/** Makes the program for a group as it is: `slotOf` gives the slot of a member, by its cookie. */
+/**
+ * Makes the program for a group as it is: `slotOf` gives the slot of a member,
+ * by its cookie. Of one that has left since it gives {@linkcode noSlot}; a
+ * plan that knows better asks the members.
+ */
 export type Plan = (slotOf: (cookie: string) => number, members: readonly GroupMember[]) => readonly Line[];
 
 /** How the members of a new group listen. */
@@ -61,6 +65,9 @@ export interface GroupChange {
   /** Cookies of members that are not in the kernel's table. */
   readonly left: readonly string[];
 }
+
+/** A slot that no group has: the kernel's hash chooses for what is sent there. */
+export const noSlot = 65_534;
 
 /** Linux's SO_REUSEPORT (socket(7)). */
 const SO_REUSEPORT = 15;
@@ -121,7 +128,7 @@ export class ReuseportGroup {
     const member = this.#memberOf(descriptor);
     if (this.#members.some(({ cookie }) => cookie === member.cookie)) return;
     this.#members.push(member);
-    this.#attach();
+    this.#follow();
   }
 
   /**
@@ -147,7 +154,7 @@ export class ReuseportGroup {
     const slot = this.#slotOf(cookie);
     const last = this.#members.pop()!;
     if (slot < this.#members.length) this.#members[slot] = last;
-    if (this.#members.length > 0) this.#attach();
+    if (this.#members.some((member) => this.#isHeld(member))) this.#follow();
   }
 
   /**
@@ -155,7 +162,8 @@ export class ReuseportGroup {
    *
    * @throws {TakeoverError} `ERR_TAKEOVER_RANGE`, `ERR_TAKEOVER_LIMIT` for a
    *   program that cannot be, `ERR_TAKEOVER_UNSUPPORTED` for one that the kernel
-   *   refuses; the plan before stays.
+   *   refuses, `ERR_TAKEOVER_STATE` for a plan that names no member; the plan
+   *   before stays.
    *
    * @example
    * ```ts
@@ -163,7 +171,7 @@ export class ReuseportGroup {
    * ```
    */
   steer(plan: Plan): void {
-    this.#attach(plan);
+    this.#attach(plan((cookie) => this.#slotOf(cookie), this.members));
     this.#plan = plan;
   }
 
@@ -206,15 +214,15 @@ export class ReuseportGroup {
 
   /**
    * Finds out the kernel's order, and steers by it. The kernel tells nobody, so
-   * each slot is sent a packet of our own, which a filter on the members drops
-   * and the kernel counts; the application's traffic goes on, and sees none.
+   * each slot is sent a packet of our own, which the member drops and the
+   * kernel counts; the application's traffic goes on, and sees none of it.
    *
    * A member of somebody else gets an empty datagram, or a connection that is
    * closed at once.
    *
    * @param timeoutMs How long a slot's packet may take; 500.
    * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the order cannot be told,
-   *   because the group changes meanwhile or a member has a filter of its own.
+   *   because the group changes meanwhile, or a datagram socket has a filter of its own.
    */
   async refresh(timeoutMs = 500): Promise<void> {
     const { joined, left } = this.changes();
@@ -222,27 +230,35 @@ export class ReuseportGroup {
     const present = this.#members.filter(({ cookie }) => !left.includes(cookie));
     const own = present.filter((member) => this.#isHeld(member));
     const others = [...present.filter((member) => !this.#isHeld(member)).map(({ cookie }) => cookie), ...joined];
-    const order = await readOrder(this.#runtime, {
-      address: this.address,
-      type: this.type,
-      descriptors: own.map(({ descriptor }) => descriptor),
-      count: own.length + others.length,
-      program: this.#plan ? this.#linesOf(this.#plan) : [answer(whole)],
-      timeoutMs,
-    });
-    // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
-    this.#members = order.map((index) => index === null ? { cookie: others.pop() ?? "", descriptor: -1 } : own[index]!);
-    if (this.#plan) this.#attach();
-    else this.release();
+    const count = own.length + others.length;
+    const descriptors = own.map(({ descriptor }) => descriptor);
+    const { address, type } = this;
+    try {
+      const order = await readOrder(this.#runtime, { address, type, descriptors, count, program: this.#lines(), timeoutMs });
+      // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
+      this.#members = order.map((index) => index === null ? { cookie: others.pop() ?? "", descriptor: -1 } : own[index]!);
+    } finally {
+      if (this.#plan) this.#follow();
+      else this.release();
+    }
   }
 
-  #attach(plan = this.#plan): void {
-    if (!plan) return;
-    attachToGroup(this.#runtime, this.#anyDescriptor(), assemble(this.#linesOf(plan)));
+  /** Makes the plan anew for the group as it is. */
+  #follow(): void {
+    if (this.#plan) this.#attach(this.#lines());
   }
 
-  #linesOf(plan: Plan): readonly Line[] {
-    return plan((cookie) => this.#slotOf(cookie), this.members);
+  #attach(lines: readonly Line[]): void {
+    attachToGroup(this.#runtime, this.#anyDescriptor(), assemble(lines));
+  }
+
+  /** Traffic goes on though a plan names a member that has left. */
+  #lines(): readonly Line[] {
+    if (!this.#plan) return [answer(whole)];
+    return this.#plan((cookie) => {
+      const slot = this.#members.findIndex((member) => member.cookie === cookie);
+      return slot >= 0 ? slot : noSlot;
+    }, this.members);
   }
 
   #slotOf(cookie: string): number {

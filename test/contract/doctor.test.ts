@@ -23,8 +23,18 @@ const example = fileURLToPath(new URL("../../examples/doctor.ts", import.meta.ur
 const ordinaryUser = 61_235;
 
 const aboutSystem: readonly CheckName[] = [
-  "runtime", "ffi", ...(runtime.name === "deno" ? ["permissions" as const] : []),
-  "kernel", "descriptors", "proc", "pidfd", "ptrace", "bpf", "migration", "queues", "container",
+  "runtime",
+  "ffi",
+  ...(runtime.name === "deno" ? ["permissions" as const] : []),
+  "kernel",
+  "descriptors",
+  "proc",
+  "pidfd",
+  "ptrace",
+  "bpf",
+  "migration",
+  "queues",
+  "container",
 ];
 const aboutPath: readonly CheckName[] = ["folder", "filesystem", "path"];
 
@@ -134,7 +144,9 @@ test("doctor finds who listens by another name of the folder too, and connects t
   using folder = new TemporaryFolder();
   const path = folder.file("s");
   using listener = bindListener(runtime, { family: "unix", path }, { path });
-  const found = `process ${libc.getpid()} (${{ deno: "Deno", bun: "Bun", node: "Node" }[runtime.name]}, user ${libc.geteuid()})`;
+  const found = `process ${libc.getpid()} (${
+    { deno: "Deno", bun: "Bun", node: "Node" }[runtime.name]
+  }, user ${libc.geteuid()})`;
   assert.deepEqual(await of(path, "path"), ["good", found]);
   assert.deepEqual(await of(`/tmp/..${folder.path}/s`, "path"), ["good", found]);
   assert.equal(accepted(listener), -11, "somebody connected");
@@ -175,7 +187,10 @@ test("doctor tells an ordinary user what root may, and how few descriptors there
   assert.match(checkIn(usual!, "folder").found, /; EACCES$/);
   assert.equal(checkIn(usual!, "bpf").status, "limited");
   assert.match(checkIn(usual!, "ptrace").found, /without CAP_SYS_PTRACE$/);
-  assert.match(checkIn(usual!, "descriptors").found, /^64 may be open \(hard limit 64\), \d+ are; in flight at most 64$/);
+  assert.match(
+    checkIn(usual!, "descriptors").found,
+    /^64 may be open \(hard limit 64\), \d+ are; in flight at most 64$/,
+  );
   assert.notEqual(checkIn(usual!, "descriptors").status, "good");
   assert.equal(checkIn(crowded!, "descriptors").status, "bad");
 });
@@ -191,22 +206,30 @@ test("doctor finds that it is the first process of a pid namespace, and exits wi
   assert.deepEqual([status, diagnosis.status, checkIn(diagnosis, "container").status], [1, "bad", "bad"]);
 });
 
-test("doctor finds that /proc is another namespace's, and that who listens is in another network", withNamespaces, async () => {
-  using folder = new TemporaryFolder();
-  const path = folder.file("s");
-  using listener = bindListener(runtime, { family: "unix", path }, { path });
-  const inside = ["sh", "-c", '"$@"; exit $?', "sh", ...commandHere(example), "--json", path];
-  const { diagnosis } = await printed([...unshare, ...inside]);
-  assert.match(checkIn(diagnosis, "container").means, /^\/proc calls this process \d+/);
-  assert.match(checkIn(diagnosis, "path").found, /another network namespace/);
-  assert.equal(accepted(listener), -11, "somebody connected");
-});
+test(
+  "doctor finds that /proc is another namespace's, and that who listens is in another network",
+  withNamespaces,
+  async () => {
+    using folder = new TemporaryFolder();
+    const path = folder.file("s");
+    using listener = bindListener(runtime, { family: "unix", path }, { path });
+    const inside = ["sh", "-c", '"$@"; exit $?', "sh", ...commandHere(example), "--json", path];
+    const { diagnosis } = await printed([...unshare, ...inside]);
+    assert.match(checkIn(diagnosis, "container").means, /^\/proc calls this process \d+/);
+    assert.match(checkIn(diagnosis, "path").found, /another network namespace/);
+    assert.equal(accepted(listener), -11, "somebody connected");
+  },
+);
 
 onDeno("doctor without --allow-ffi says so, and what it cannot look at", async () => {
   const { status, diagnosis } = await printed([...commandHere(example, ["--allow-net"]), "--json", "/tmp/s"]);
   const unmade = [...aboutSystem.slice(3), ...aboutPath].map((name) => checkIn(diagnosis, name).found);
   assert.deepEqual(new Set(unmade), new Set(["cannot be told: libc cannot be called"]));
-  assert.deepEqual([status, checkIn(diagnosis, "permissions").status, checkIn(diagnosis, "ffi").status], [1, "bad", "bad"]);
+  assert.deepEqual([status, checkIn(diagnosis, "permissions").status, checkIn(diagnosis, "ffi").status], [
+    1,
+    "bad",
+    "bad",
+  ]);
 });
 
 onDeno("doctor without --allow-net, or with a part of it, says so", async () => {
@@ -219,11 +242,15 @@ onDeno("doctor without --allow-net, or with a part of it, says so", async () => 
   assert.equal(await withOne("--allow-ffi", "--allow-net"), "good");
 });
 
-onDeno("doctor prompts for nothing on a terminal", async () => {
+const withTerminal = { skip: spawnSync("script", ["--version"]).status === 0 ? false : "script(1) is not installed" };
+
+async function promptsForNothing(): Promise<void> {
   const [program, ...rest] = commandHere(example, []);
   const command = [program, ...rest.filter((each) => each !== "--no-prompt")].join(" ");
   const { status, stdout } = await run(["script", "--quiet", "--return", "--command", command, "/dev/null"]);
   assert.doesNotMatch(stdout, /Deno requests|Allow\?/);
   assert.match(stdout, /bad +ffi/);
   assert.equal(status, 1);
-});
+}
+
+if (runtime.name === "deno") test("doctor prompts for nothing on a terminal", withTerminal, promptsForNothing);

@@ -56,7 +56,9 @@ function streamUntil(wait: () => Promise<void>): ReadableStream {
 
 export const denoHttp: HttpKind = {
   open(drain, { wait }) {
-    const handler = drain.fetch((request: Request) => answerTo(request, wait));
+    const handler = drain.fetch((request: Request) =>
+      request.url.endsWith("/socket") ? Deno.upgradeWebSocket(request).response : answerTo(request, wait)
+    );
     const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, handler);
     return Promise.resolve({ port: server.addr.port, close: () => server.shutdown() });
   },
@@ -64,27 +66,46 @@ export const denoHttp: HttpKind = {
 
 export const bunHttp: HttpKind = {
   open(drain, { wait }) {
-    const fetch = drain.fetch((request: Request) => answerTo(request, wait));
-    const server = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch, idleTimeout: 60 });
+    const fetch = drain.fetch((request: Request, server: Any) =>
+      request.url.endsWith("/socket") ? void server.upgrade(request) : answerTo(request, wait)
+    );
+    const websocket = { message() {} };
+    const server = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch, websocket, idleTimeout: 60 });
     return Promise.resolve({ port: server.port, close: () => server.stop(true) });
   },
 };
 
 /** `node:http`, on all three. */
-export const nodeHttpKind: HttpKind = {
-  async open(drain, { wait }) {
-    const server = http.createServer(drain.listener((request: http.IncomingMessage, response: http.ServerResponse) => {
-      void respond(request, response, wait);
-    })).listen(0, "127.0.0.1");
-    await new Promise((resolve) => server.once("listening", resolve));
-    const close = async () => {
-      const closed = new Promise((resolve) => server.close(resolve));
-      server.closeAllConnections();
-      await closed;
-    };
-    return { port: (server.address() as net.AddressInfo).port, close };
-  },
+export const nodeHttpKind: HttpKind = { open: (drain, { wait }) => openNode(drain, wait) };
+
+/** The same with upgrades, of which no handler of requests hears. */
+export const nodeUpgradeKind: HttpKind = {
+  open: (drain, { wait }) =>
+    openNode(drain, wait, (server) => {
+      server.on("upgrade", (_request, socket) => {
+        socket.on("error", () => {}).write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        server.once("close", () => socket.destroy());
+      });
+    }),
 };
+
+async function openNode(
+  drain: Drain,
+  wait: () => Promise<void>,
+  prepare: (server: http.Server) => void = () => {},
+): ReturnType<HttpKind["open"]> {
+  const server = http.createServer(drain.listener((request: http.IncomingMessage, response: http.ServerResponse) => {
+    void respond(request, response, wait);
+  })).listen(0, "127.0.0.1");
+  prepare(server);
+  await new Promise((resolve) => server.once("listening", resolve));
+  const close = async () => {
+    const closed = new Promise((resolve) => server.close(resolve));
+    server.closeAllConnections();
+    await closed;
+  };
+  return { port: (server.address() as net.AddressInfo).port, close };
+}
 
 async function respond(request: http.IncomingMessage, response: http.ServerResponse, wait: () => Promise<void>): Promise<void> {
   if (request.url === "/held") await wait();
@@ -105,6 +126,7 @@ async function respond(request: http.IncomingMessage, response: http.ServerRespo
 export interface Serving extends Held {
   readonly drain: Drain;
   readonly source: HttpSource;
+  readonly connections: HttpConnections;
   connect(): OwnedDescriptor;
   /** Begins to move. */
   start(): void;
@@ -128,6 +150,7 @@ export async function serving(kind: HttpKind, options: Partial<HttpConnectionsOp
   return {
     drain,
     source,
+    connections,
     release: () => release(),
     connect: () => rawConnection(address),
     start() {
@@ -183,8 +206,8 @@ function freeze(movable: Movable): Frozen[] {
 }
 
 /** Waits until so many connections have been found. */
-export async function found({ source }: Serving, count: number): Promise<void> {
-  await until(() => (source.ready(0, false), source.census().waiting === count), () => `${count} connections, ${JSON.stringify(source.census())}`);
+export async function found({ source, connections }: Serving, count: number): Promise<void> {
+  await until(() => (source.ready(0, false), [...connections.of("web")].length === count), () => `${count} connections, ${JSON.stringify(source.census())}`);
 }
 
 /** Asks for a while, and expects none to be frozen. */

@@ -16,6 +16,7 @@ import {
   get,
   type HttpKind,
   nodeHttpKind,
+  nodeUpgradeKind,
   noneFrozen,
   serving,
   type Serving,
@@ -284,6 +285,55 @@ function tests(name: string, kind: HttpKind): void {
     }));
 }
 
+const handshake = "GET /socket HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+  "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+function upgradeTests(name: string, kind: HttpKind): void {
+  test(`${name}: a WebSocket that nobody watches is not frozen, whether it was opened before or while others move`, () =>
+    on(kind, async (server) => {
+      const clients = [server.connect(), server.connect(), server.connect()] as const;
+      const [early, late, plain] = clients;
+      await asked(plain, "/slow");
+      rawWrite(early, handshake);
+      await answered(early, "\r\n\r\n");
+      await sleep(tickMs);
+      server.start();
+      await found(server, clients.length);
+      rawWrite(late, handshake);
+      await answered(late, "\r\n\r\n");
+      await sleep(tickMs);
+      await asked(plain, "/slow");
+      const connection = await frozen(server);
+      rawWrite(plain, get("/"));
+      connection.thaw(new Error("it was refused"));
+      await answered(plain);
+      await noneFrozen(server, 80, true);
+      for (const client of clients) client[Symbol.dispose]();
+    }, { quietMs: 20 }));
+}
+
+/** What a wrong decision would do: it is known that the tests above can see it. */
+test("a connection that is taken in the middle of a request gives its successor something else", () =>
+  on(nodeHttpKind, async (server) => {
+    using client = server.connect();
+    rawWrite(client, "GET /ne");
+    await sleep(tickMs);
+    server.start();
+    await found(server, 1);
+    const [known] = server.connections.of("web");
+    using copy = new OwnedDescriptor(runtime, duplicate(runtime, known!.descriptor));
+    rawWrite(client, "xt HTTP/1.1\r\nHost: test\r\n\r\n");
+    // Before the server has had its turn.
+    await assert.rejects(answerOn(copy), assert.AssertionError);
+  }));
+
 tests("node:http", nodeHttpKind);
-if (runtime.name === "deno") tests("Deno.serve", denoHttp);
-if (runtime.name === "bun") tests("Bun.serve", bunHttp);
+upgradeTests("node:http", nodeUpgradeKind);
+if (runtime.name === "deno") {
+  tests("Deno.serve", denoHttp);
+  upgradeTests("Deno.serve", denoHttp);
+}
+if (runtime.name === "bun") {
+  tests("Bun.serve", bunHttp);
+  upgradeTests("Bun.serve", bunHttp);
+}

@@ -8,7 +8,7 @@
 import { once } from "node:events";
 import http from "node:http";
 import net from "node:net";
-import process from "node:process";
+import { WebSocketServer } from "ws";
 import type { Json } from "../../src/connections/movable.ts";
 import { WebSockets } from "../../src/connections/websockets.ts";
 import { runtime } from "./seam.ts";
@@ -17,9 +17,6 @@ import { until } from "./support.ts";
 // deno-lint-ignore no-explicit-any
 type Any = any;
 const { Deno, Bun } = globalThis as Any;
-
-// On Bun this is Bun's own.
-const { WebSocketServer } = await import(process.env.WS_MODULE ?? "ws") as Any;
 
 /** A server's end of a WebSocket, as its application sees it. */
 export interface ServerEnd {
@@ -70,7 +67,9 @@ function endOf(state: Json, send: (text: string) => void) {
   return { end, note, hear, options };
 }
 
-function opened({ restMs = 60 }: ServerOptions = {}): { readonly ends: ServerEnd[]; readonly webSockets: WebSockets; at(port: number): number } {
+function opened(
+  { restMs = 60 }: ServerOptions = {},
+): { readonly ends: ServerEnd[]; readonly webSockets: WebSockets; at(port: number): number } {
   let port = 0;
   const webSockets = new WebSockets(runtime, {
     endpoints: () => [{ name: "web", address: { family: "inet", hostname: "127.0.0.1", port } }],
@@ -108,7 +107,9 @@ export const bunServe: OpenServer = (options) => {
     hostname: "127.0.0.1",
     fetch(request: Any, server: Any) {
       const opening = webSockets.opening(request, server);
-      return opening.upgrade({ data: { state: opening.state, isMoved: opening.isMoved } }) ? undefined : new Response("no", { status: 400 });
+      return opening.upgrade({ data: { state: opening.state, isMoved: opening.isMoved } })
+        ? undefined
+        : new Response("no", { status: 400 });
     },
     websocket: webSockets.handlers({
       perMessageDeflate: options?.compresses === true,
@@ -151,14 +152,25 @@ export const nodeWs: OpenServer = async (options) => {
     server.closeAllConnections?.();
     await once(server, "close");
   };
-  return { port: at((server.address() as net.AddressInfo).port), native: server, sharePort: at, webSockets, ends, close };
+  return {
+    port: at((server.address() as net.AddressInfo).port),
+    native: server,
+    sharePort: at,
+    webSockets,
+    ends,
+    close,
+  };
 };
 
 /** A client's frame; the mask is always the same. */
 export function frame(opcode: number, payload: string | Uint8Array, isFinal = true): Uint8Array {
   const bytes = typeof payload === "string" ? new TextEncoder().encode(payload) : payload;
   const size = bytes.length;
-  const extended = size < 126 ? [] : size < 65_536 ? [size >> 8, size & 255] : [0, 0, 0, 0, size >>> 24, size >> 16 & 255, size >> 8 & 255, size & 255];
+  const extended = size < 126
+    ? []
+    : size < 65_536
+    ? [size >> 8, size & 255]
+    : [0, 0, 0, 0, size >>> 24, size >> 16 & 255, size >> 8 & 255, size & 255];
   const code = size < 126 ? size : size < 65_536 ? 126 : 127;
   const mask = [0x12, 0xe4, 0x56, 0x78];
   const masked = bytes.map((byte, at) => byte ^ mask[at % 4]!);
@@ -190,9 +202,23 @@ export interface ClientEnd {
 /** Connects, with further headers. The request is written as lines are. */
 export async function connect(port: number, headers: string[] = [], separator = ": "): Promise<ClientEnd> {
   const socket = net.connect(port, "127.0.0.1");
-  socket.setNoDelay(true);
   await once(socket, "connect");
-  const client = { socket, head: "", heard: [] as string[], ended: false, answers: true, asked: (_: Uint8Array) => {}, pingCount: 0, write: (bytes: Uint8Array) => void socket.write(bytes) };
+  return await upgrade(socket, headers, separator);
+}
+
+/** Makes a WebSocket of a connection. */
+export async function upgrade(socket: net.Socket, headers: string[] = [], separator = ": "): Promise<ClientEnd> {
+  socket.setNoDelay(true);
+  const client = {
+    socket,
+    head: "",
+    heard: [] as string[],
+    ended: false,
+    answers: true,
+    asked: (_: Uint8Array) => {},
+    pingCount: 0,
+    write: (bytes: Uint8Array) => void socket.write(bytes),
+  };
   let rest = new Uint8Array(0);
   socket.on("error", () => {});
   socket.on("close", () => client.ended = true);
@@ -217,7 +243,7 @@ export async function connect(port: number, headers: string[] = [], separator = 
     }
   });
   const lines = [
-    `Host${separator}127.0.0.1:${port}`,
+    `Host${separator}127.0.0.1`,
     `Upgrade${separator}websocket`,
     `Connection${separator}Upgrade`,
     `Sec-WebSocket-Version${separator}13`,

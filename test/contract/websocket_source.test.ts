@@ -1,13 +1,29 @@
 /** WebSockets of every runtime that are stopped between two messages, and nowhere else. */
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import net from "node:net";
+import process from "node:process";
+import { type EmittingServer, giveSocket } from "../../src/connections/given.ts";
 import type { Frozen, Movable, Source } from "../../src/connections/movable.ts";
 import { FrameScanner } from "../../src/connections/websocket_frames.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { duplicate, readAvailable } from "../../src/sockets/socket.ts";
-import { rawState } from "./ends.ts";
+import { registrationCount } from "../support/proc.ts";
+import { rawAccepted, rawListener, rawState } from "./ends.ts";
 import { onBun, onDeno, runtime, sleep, test, until } from "./support.ts";
-import { bunServe, type ClientEnd, connect, denoServe, frame, nodeWs, type OpenServer, type Server, text } from "./web_sockets.ts";
+import {
+  bunServe,
+  type ClientEnd,
+  connect,
+  denoServe,
+  frame,
+  nodeWs,
+  type OpenServer,
+  type Server,
+  text,
+  upgrade,
+} from "./web_sockets.ts";
 
 /** What a server would write: a text of less than 126 bytes. */
 function writeText({ number }: OwnedDescriptor, message: string): void {
@@ -41,7 +57,10 @@ async function staged(open: OpenServer, count: number, body: (stage: Stage) => P
 /** Asks until that many can go, as the mover does. */
 async function movables(source: Source, count: number, isLast = false): Promise<readonly Movable[]> {
   let found: readonly Movable[] = [];
-  await until(() => (found = source.ready(1_000, isLast)).length >= count, () => `${count} that may go: ${JSON.stringify(source.census())}`);
+  await until(
+    () => (found = source.ready(1_000, isLast)).length >= count,
+    () => `${count} that may go: ${JSON.stringify(source.census())}`,
+  );
   assert.equal(found.length, count);
   return found;
 }
@@ -75,7 +94,9 @@ async function thaws(open: OpenServer): Promise<void> {
     await until(() => end!.heard.length === 2, "the second message");
     end!.send("hello");
     await until(() => client!.heard.length === 1, "the answer");
-    assert.deepEqual([end!.heard, end!.events, client!.heard, client!.ended], [["one", "two"], ["leave", "stayed"], ["hello"], false]);
+    assert.deepEqual([end!.heard, end!.events, client!.heard, client!.ended], [["one", "two"], ["leave", "stayed"], [
+      "hello",
+    ], false]);
   });
 }
 
@@ -85,6 +106,7 @@ async function leaves(open: OpenServer): Promise<void> {
     client!.write(text("one"));
     end!.send("hello");
     await until(() => end!.heard.length === 1, "the first message");
+    const watchedCount = registrationCount(process.pid);
     const [connection] = await frozen(source);
     using copy = new OwnedDescriptor(runtime, duplicate(runtime, connection!.descriptor));
     client!.write(text("two"));
@@ -94,7 +116,10 @@ async function leaves(open: OpenServer): Promise<void> {
     client!.write(text("three"));
     const rest: number[] = [];
     const expected = [...text("two"), ...text("three")];
-    await until(() => rest.push(...readAvailable(runtime, copy.number)) >= expected.length, "what comes after it has left");
+    await until(
+      () => rest.push(...readAvailable(runtime, copy.number)) >= expected.length,
+      "what comes after it has left",
+    );
     assert.deepEqual(rest, expected);
     writeText(copy, "from the next");
     await until(() => client!.heard.length === 2, "what the next process says");
@@ -102,7 +127,12 @@ async function leaves(open: OpenServer): Promise<void> {
     assert.deepEqual([end!.heard, end!.events, client!.ended], [["one"], ["leave", "left"], false]);
     assert.equal(rawState(copy), "open");
     assert.equal(webSockets.size, 0);
-    const { request, readSize, state } = connection!.state as { request: { target: string }; readSize: number; state: unknown };
+    await until(() => registrationCount(process.pid) < watchedCount, "the event loop to forget it");
+    const { request, readSize, state } = connection!.state as {
+      request: { target: string };
+      readSize: number;
+      state: unknown;
+    };
     assert.deepEqual([request.target, state], ["/chat?room=1", { n: 1 }]);
     assert.ok(readSize > text("one").length);
   });
@@ -129,10 +159,20 @@ async function waitsForFrames(open: OpenServer): Promise<void> {
   });
 }
 
-/** What nobody tells of keeps it until the client was asked, who is not: its answer is taken out of the socket. */
-async function asksTheClient(open: OpenServer, unseen: (client: ClientEnd) => void, headers: string[] = [], separator = ": "): Promise<void> {
+/** How a client connects. */
+type Connect = (server: Server) => Promise<ClientEnd>;
+
+/**
+ * What nobody tells of keeps it until the client was asked. The answer is taken
+ * out of the socket.
+ */
+async function asksTheClient(
+  open: OpenServer,
+  connects: Connect,
+  unseen: (client: ClientEnd) => void = () => {},
+): Promise<void> {
   await staged(open, 0, async ({ server, source }) => {
-    const client = await connect(server.port, headers, separator);
+    const client = await connects(server);
     try {
       client.write(text("one"));
       await until(() => server.ends[0]?.heard.length === 1, "the first message");
@@ -151,7 +191,10 @@ async function asksTheClient(open: OpenServer, unseen: (client: ClientEnd) => vo
       client.write(text("two"));
       connection!.thaw(null);
       await until(() => server.ends[0]!.heard.length === 2, "the second message");
-      assert.deepEqual([server.ends[0]!.heard, server.ends[0]!.events, client.ended], [["one", "two"], ["leave", "stayed"], false]);
+      assert.deepEqual([server.ends[0]!.heard, server.ends[0]!.events, client.ended], [["one", "two"], [
+        "leave",
+        "stayed",
+      ], false]);
     } finally {
       client.socket.destroy();
     }
@@ -161,27 +204,34 @@ async function asksTheClient(open: OpenServer, unseen: (client: ClientEnd) => vo
 /** A message in frames keeps it until its last one, whatever comes between them. */
 async function waitsForMessages(open: OpenServer): Promise<void> {
   const restMs = 600;
-  await staged((options) => open({ ...options, restMs }), 1, async ({ server: { ends: [end] }, clients: [client], source }) => {
-    source.stop();
-    client!.write(frame(1, "one ", false));
-    await sleep(15);
-    source.start(() => {});
-    // The client answers pings, also in the middle of a message.
-    await stays(source, 150);
-    client!.write(frame(0, "message", true));
-    await until(() => end!.heard.length === 1, "the message");
-    const next = setInterval(() => client!.write(text("next")), 30);
-    try {
-      // What comes next tells that the message before it was whole.
-      const [connection] = await frozen(source);
-      connection!.thaw(null);
-    } finally {
-      clearInterval(next);
-    }
-    client!.write(text("next"));
-    await until(() => end!.heard.length > 1, "the next message");
-    assert.deepEqual([end!.heard[0], end!.heard[1], client!.ended], ["one message", "next", false]);
-  });
+  await staged(
+    (options) => open({ ...options, restMs }),
+    1,
+    async ({ server: { ends: [end] }, clients: [client], source }) => {
+      source.stop();
+      client!.write(frame(1, "one ", false));
+      await sleep(15);
+      source.start(() => {});
+      // The client answers pings, also in the middle of a message.
+      await stays(source, 150);
+      client!.write(frame(0, "message", true));
+      await until(() => {
+        assert.deepEqual(source.ready(10, false), []);
+        return end!.heard.length === 1;
+      }, "the message");
+      const next = setInterval(() => client!.write(text("next")), 30);
+      try {
+        // What comes next tells that the message before it was whole.
+        const [connection] = await frozen(source);
+        connection!.thaw(null);
+      } finally {
+        clearInterval(next);
+      }
+      client!.write(text("next"));
+      await until(() => end!.heard.length > 1, "the next message");
+      assert.deepEqual([end!.heard[0], end!.heard[1], client!.ended], ["one message", "next", false]);
+    },
+  );
 }
 
 /** Messages that come all the time: each comes once, to the application or to who has the socket next. */
@@ -212,7 +262,10 @@ async function losesNothing(open: OpenServer): Promise<void> {
     connection!.leave();
     const rest = new FrameScanner();
     const heard = end!.heard.length;
-    await until(() => (rest.push(readAvailable(runtime, copy.number)), heard + rest.count >= count), () => `${count} messages, got ${heard} and ${rest.count}`);
+    await until(
+      () => (rest.push(readAvailable(runtime, copy.number)), heard + rest.count >= count),
+      () => `${count} messages, got ${heard} and ${rest.count}`,
+    );
     assert.deepEqual(end!.heard, Array.from({ length: heard }, (_, index) => `message ${index}`));
     assert.deepEqual([heard + rest.count, rest.isBetween, client!.ended], [count, true, false]);
   });
@@ -252,7 +305,11 @@ async function heedsTheApplication(open: OpenServer): Promise<void> {
     const [connection] = await frozen(source);
     assert.deepEqual((connection!.state as { state: unknown }).state, [1, "two", null]);
     connection!.thaw(null);
-    assert.deepEqual([source.census(), end!.events], [{ waiting: 0, staying: { refused: 1 } }, ["leave", "leave", "stayed"]]);
+    assert.deepEqual([source.census(), end!.events], [{ waiting: 0, staying: { refused: 1 } }, [
+      "leave",
+      "leave",
+      "stayed",
+    ]]);
   });
 }
 
@@ -269,9 +326,23 @@ async function keepsCompressed(open: OpenServer): Promise<void> {
   });
 }
 
-const oddly = ":";
-const ping = (client: ClientEnd) => client.write(frame(9, "are you there"));
-const nothing = () => {};
+const connects: Connect = ({ port }) => connect(port);
+const writesOddly: Connect = ({ port }) => connect(port, [], ":");
+const pings = (client: ClientEnd) => client.write(frame(9, "are you there"));
+
+/** A connection that this process has read nothing of before, as one that came from another process. */
+async function cameEarlier({ native, sharePort }: Server): Promise<ClientEnd> {
+  const { listener, at } = rawListener();
+  using _listener = listener;
+  const socket = net.connect(at);
+  await once(socket, "connect");
+  socket.write("GET / HTTP/1.1");
+  const accepted = rawAccepted(listener);
+  await until(() => readAvailable(runtime, accepted.number).length > 0, "what another process has read");
+  giveSocket(runtime, native as EmittingServer, accepted, new Uint8Array(0));
+  sharePort(at.port);
+  return await upgrade(socket);
+}
 
 test("WebSocketSource stops a socket of ws between two messages, and thaws it", () => thaws(nodeWs));
 
@@ -285,9 +356,15 @@ test("WebSocketSource loses no message of a socket of ws, and changes no order",
 
 test("WebSocketSource takes a hundred sockets of ws but for the one with half a message", () => takesMany(nodeWs));
 
-test("WebSocketSource asks the application of a socket of ws again that cannot let it go", () => heedsTheApplication(nodeWs));
+test("WebSocketSource asks the application of a socket of ws again that cannot let it go", () =>
+  heedsTheApplication(nodeWs));
 
 test("WebSocketSource keeps compressed sockets of ws", () => keepsCompressed(nodeWs));
+
+if (runtime.name !== "bun") {
+  test("WebSocketSource asks the client of a socket of ws whose connection came from another process", () =>
+    asksTheClient(nodeWs, cameEarlier));
+}
 
 onDeno("WebSocketSource stops a socket of Deno.serve between two messages, and thaws it", () => thaws(denoServe));
 
@@ -295,17 +372,35 @@ onDeno("WebSocketSource lets a socket of Deno.serve leave, and its client does n
 
 onDeno("WebSocketSource waits for the end of a frame of a socket of Deno.serve", () => waitsForFrames(denoServe));
 
-onDeno("WebSocketSource waits for the last frame of a message of a socket of Deno.serve", () => waitsForMessages(denoServe));
+onDeno(
+  "WebSocketSource waits for the last frame of a message of a socket of Deno.serve",
+  () => waitsForMessages(denoServe),
+);
 
-onDeno("WebSocketSource loses no message of a socket of Deno.serve, and changes no order", () => losesNothing(denoServe));
+onDeno(
+  "WebSocketSource loses no message of a socket of Deno.serve, and changes no order",
+  () => losesNothing(denoServe),
+);
 
-onDeno("WebSocketSource takes a hundred sockets of Deno.serve but for the one with half a message", () => takesMany(denoServe));
+onDeno(
+  "WebSocketSource takes a hundred sockets of Deno.serve but for the one with half a message",
+  () => takesMany(denoServe),
+);
 
-onDeno("WebSocketSource asks the application of a socket of Deno.serve again that cannot let it go", () => heedsTheApplication(denoServe));
+onDeno(
+  "WebSocketSource asks the application of a socket of Deno.serve again that cannot let it go",
+  () => heedsTheApplication(denoServe),
+);
 
-onDeno("WebSocketSource asks the client of a socket of Deno.serve that has sent a ping", () => asksTheClient(denoServe, ping));
+onDeno(
+  "WebSocketSource asks the client of a socket of Deno.serve that has sent a ping",
+  () => asksTheClient(denoServe, connects, pings),
+);
 
-onDeno("WebSocketSource asks the client of a socket of Deno.serve that has written its request oddly", () => asksTheClient(denoServe, nothing, [], oddly));
+onDeno(
+  "WebSocketSource asks the client of a socket of Deno.serve that has written its request oddly",
+  () => asksTheClient(denoServe, writesOddly),
+);
 
 onBun("WebSocketSource stops a socket of Bun.serve between two messages, and thaws it", () => thaws(bunServe));
 
@@ -313,14 +408,26 @@ onBun("WebSocketSource lets a socket of Bun.serve leave, and its client does not
 
 onBun("WebSocketSource waits for the end of a frame of a socket of Bun.serve", () => waitsForFrames(bunServe));
 
-onBun("WebSocketSource waits for the last frame of a message of a socket of Bun.serve", () => waitsForMessages(bunServe));
+onBun(
+  "WebSocketSource waits for the last frame of a message of a socket of Bun.serve",
+  () => waitsForMessages(bunServe),
+);
 
 onBun("WebSocketSource loses no message of a socket of Bun.serve, and changes no order", () => losesNothing(bunServe));
 
-onBun("WebSocketSource takes a hundred sockets of Bun.serve but for the one with half a message", () => takesMany(bunServe));
+onBun(
+  "WebSocketSource takes a hundred sockets of Bun.serve but for the one with half a message",
+  () => takesMany(bunServe),
+);
 
-onBun("WebSocketSource asks the application of a socket of Bun.serve again that cannot let it go", () => heedsTheApplication(bunServe));
+onBun(
+  "WebSocketSource asks the application of a socket of Bun.serve again that cannot let it go",
+  () => heedsTheApplication(bunServe),
+);
 
 onBun("WebSocketSource keeps compressed sockets of Bun.serve", () => keepsCompressed(bunServe));
 
-onBun("WebSocketSource asks the client of a socket of Bun.serve that has written its request oddly", () => asksTheClient(bunServe, nothing, [], oddly));
+onBun(
+  "WebSocketSource asks the client of a socket of Bun.serve that has written its request oddly",
+  () => asksTheClient(bunServe, writesOddly),
+);

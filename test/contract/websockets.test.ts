@@ -8,7 +8,16 @@ import { descriptorOf } from "../../src/natives/natives.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { duplicate, localAddress, peerAddress } from "../../src/sockets/socket.ts";
 import { onBun, onDeno, patienceMs, runtime, takeoverError, test, until } from "./support.ts";
-import { bunServe, type ClientEnd, connect, denoServe, nodeWs, type OpenServer, type Server, text } from "./web_sockets.ts";
+import {
+  bunServe,
+  type ClientEnd,
+  connect,
+  denoServe,
+  nodeWs,
+  type OpenServer,
+  type Server,
+  text,
+} from "./web_sockets.ts";
 
 async function frozen(source: Source, count: number): Promise<readonly Frozen[]> {
   const all: Frozen[] = [];
@@ -98,7 +107,13 @@ async function goesOn(open: OpenServer): Promise<void> {
     await until(() => first.ends[1]?.heard.length === 1, "the third message");
     first.ends[1]!.send("from the first again");
     await until(() => client.heard.length === 5, "the last answer");
-    assert.deepEqual(client.heard, ["from the first", "here I am", "from the second", "here I am", "from the first again"]);
+    assert.deepEqual(client.heard, [
+      "from the first",
+      "here I am",
+      "from the second",
+      "here I am",
+      "from the first again",
+    ]);
     assert.deepEqual([there!.heard, here!.heard, first.ends[1]!.heard], [["1"], ["2"], ["3"]]);
     assert.deepEqual([there!.state, here!.state, first.ends[1]!.state], [null, { n: 1 }, { n: 2 }]);
     assert.deepEqual([there!.events, here!.events, client.ended], [["leave", "left"], ["leave", "left"], false]);
@@ -165,8 +180,17 @@ test("requestOf throws ERR_TAKEOVER_PROTOCOL for a state that is none", async ()
   const { webSockets, close } = await nodeWs();
   const headers: Json = [["Host", "a"]];
   const state = { request: { target: "/", headers }, readSize: 1, state: null };
-  const arrival = { cookie: "", local: null, peer: null, unread: new Uint8Array(0), descriptor: new OwnedDescriptor(runtime, -1) };
-  assert.match(new TextDecoder().decode(webSockets.requestOf({ ...arrival, state })), /^GET \/ HTTP\/1\.1\r\nHost: a\r\nTakeover-State: [0-9a-f]{32}\r\n\r\n$/);
+  const arrival = {
+    cookie: "",
+    local: null,
+    peer: null,
+    unread: new Uint8Array(0),
+    descriptor: new OwnedDescriptor(runtime, -1),
+  };
+  assert.match(
+    new TextDecoder().decode(webSockets.requestOf({ ...arrival, state })),
+    /^GET \/ HTTP\/1\.1\r\nHost: a\r\nTakeover-State: [0-9a-f]{32}\r\n\r\n$/,
+  );
   const wrong: Json[] = [
     null,
     "text",

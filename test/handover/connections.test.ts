@@ -53,7 +53,7 @@ async function failuresOf(fault: string): Promise<LineReport["failures"]> {
   const port = await freePort();
   await using server = new Server("node", "test/fixtures/faulty_lines.ts", { PORT: String(port), FAULT: fault });
   await server.event("ready");
-  const load = await startLines({ port, count: 10, perSecond: 5_000, answerLimitMs: 300 });
+  using load = await startLines({ port, count: 10, perSecond: 5_000, answerLimitMs: 300 });
   await sleep(400);
   load.stop();
   return (await load.report).failures;
@@ -72,7 +72,7 @@ test("lines answered twice, never, late, or counted anew, and ended connections,
 test("a server that is killed and started again loses its connections, and the client of lines counts them", async () => {
   await using relay = await Relay.open(chainEnv, echo);
   const killed = await relay.next("node");
-  const load = await startLines({ port: relay.port, count: 100, perSecond: 2_000, answerLimitMs: 300 });
+  using load = await startLines({ port: relay.port, count: 100, perSecond: 2_000, answerLimitMs: 300 });
   killed.signal("SIGKILL");
   await killed.ended;
   await relay.next("node");
@@ -84,7 +84,7 @@ test("a server that is killed and started again loses its connections, and the c
 test(`${loadHandOvers} hand-overs through all pairs of runtimes: every line of ${loadCount} connections is answered once, in order`, async () => {
   await using relay = await Relay.open(chainEnv, echo);
   await relay.next(runtimeOf(0));
-  const load = await startLines({ port: relay.port, count: loadCount, perSecond: loadPerSecond });
+  using load = await startLines({ port: relay.port, count: loadCount, perSecond: loadPerSecond });
   for (let index = 1; index <= loadHandOvers; index++) await handOver(relay, runtimeOf(index));
   await sleep(200);
   load.stop();
@@ -99,8 +99,15 @@ test(`${loadHandOvers} hand-overs through all pairs of runtimes: every line of $
   }
 });
 
-/** Sends random bytes until it is told to stop, then ends; gives what both directions add up to. */
-async function stream(client: LineClient, isOver: () => boolean): Promise<{ sent: string; received: string; size: number }> {
+/** What one stream adds up to, in SHA-256. */
+interface Streamed {
+  readonly sent: string;
+  readonly received: string;
+  readonly size: number;
+}
+
+/** Sends random bytes until it is told to stop, then ends. */
+async function stream(client: LineClient, isOver: () => boolean): Promise<Streamed> {
   const [sent, received] = [createHash("sha256"), createHash("sha256")];
   const { socket } = client;
   let size = 0;

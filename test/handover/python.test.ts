@@ -4,9 +4,11 @@
  */
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, type Socket } from "node:net";
 import { describe, test } from "node:test";
-import { runtimes, type Server, startHttp } from "../support/server.ts";
-import { endOf, get, onEvery, portOf, Scratch, skipReason, startPeer } from "./hostile_peers.ts";
+import { runtimes, Server, startHttp } from "../support/server.ts";
+import { endOf, get, onEvery, portOf, Scratch, skipReason, startPeer, until } from "./hostile_peers.ts";
 
 /** The servers that take over from each other, in this order. */
 const chain = ["deno", "python", "bun", "python", "node"] as const;
@@ -81,6 +83,85 @@ describe("A peer in Python", { skip: skipReason }, () => {
       assert.equal((await get(port)).pid, incumbent.pid);
     }));
 });
+
+/** How many connections go from process to process. */
+const connectionCount = 1_000;
+
+describe("Connections of a peer in Python", { skip: skipReason }, () => {
+  test("move to every runtime and back, each with its count and the half of a line", () =>
+    onEvery(runtimes, async (runtime) => {
+      await using scratch = await Scratch.make();
+      const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100", DRAIN_MS: "20000", ECHO: "1" };
+      await using stack = new AsyncDisposableStack();
+      const start = [
+        () => startPeer(env),
+        () => new Server(runtime, "examples/echo.ts", env),
+        () => startPeer(env),
+      ];
+      let clients: Clients | null = null;
+      let incumbent: Server | null = null;
+      for (const [index, begin] of start.entries()) {
+        const server: Server = stack.use(begin());
+        const ready = await server.event("ready");
+        env.PORT = String(portOf(ready));
+        if (incumbent) {
+          const { moved, remaining } = await incumbent.event("drained");
+          assert.deepEqual([moved, remaining], [connectionCount, 0]);
+          assert.equal(await endOf(incumbent), 0, incumbent.stderr);
+        }
+        clients ??= stack.use(await Clients.connect(portOf(ready), connectionCount));
+        // The half that went before the hand-over, and one more half that goes with the next.
+        clients.send("lf\nha");
+        const answer = `${index + 1} ${server.pid} ${index + 1}\n`;
+        await clients.hear(answer);
+        incumbent = server;
+      }
+    }));
+});
+
+/** Connections that say the same. */
+class Clients implements Disposable {
+  readonly #sockets: readonly Socket[];
+  readonly #heard: string[];
+  #endCount = 0;
+
+  private constructor(sockets: readonly Socket[]) {
+    this.#sockets = sockets;
+    this.#heard = sockets.map(() => "");
+    for (const [index, socket] of sockets.entries()) {
+      socket.on("data", (bytes) => this.#heard[index] += String(bytes));
+      socket.on("close", () => this.#endCount++);
+      socket.on("error", () => {});
+    }
+  }
+
+  /** A hundred at a time: an accept queue has an end. */
+  static async connect(port: number, count: number): Promise<Clients> {
+    const sockets: Socket[] = [];
+    while (sockets.length < count) {
+      const more = Array.from({ length: Math.min(100, count - sockets.length) }, () => connect(port, "127.0.0.1"));
+      await Promise.all(more.map((socket) => once(socket, "connect")));
+      sockets.push(...more);
+    }
+    return new Clients(sockets);
+  }
+
+  send(text: string): void {
+    for (const socket of this.#sockets) socket.write(text);
+  }
+
+  /** Each hears exactly that since the last time, and none ends. */
+  async hear(text: string): Promise<void> {
+    await until(() => Promise.resolve(this.#heard.every((heard) => heard.length >= text.length)), (found) => found);
+    assert.deepEqual([...new Set(this.#heard)], [text]);
+    assert.equal(this.#endCount, 0);
+    this.#heard.fill("");
+  }
+
+  [Symbol.dispose](): void {
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
 
 /** The incumbent has settled, drained, and ended well. */
 async function assertReplaced(incumbent: Server | null, successor: Server): Promise<void> {

@@ -15,14 +15,21 @@ from wire import (
 class Incumbent:
     """One hand-over from this process."""
 
-    def __init__(self, frames, endpoints, generation, joined):
-        """`endpoints`: (kind, name, socket), the control socket first; `joined(token)`: the second connection."""
+    def __init__(self, frames, endpoints, generation, joined, moves=False):
+        """`endpoints`: (kind, name, socket), the control socket first; `joined(token)`: the second connection;
+        `moves`: whether there are connections that can move."""
         self.frames = frames
         self.endpoints = endpoints
         self.generation = generation
         self.hello = None
         self.second = None
+        self._moves = moves
         self._joined = joined
+
+    @property
+    def moves(self):
+        """Whether both sides have said so."""
+        return self._moves and self.hello.get("moves") is True
 
     def take_hello(self, head=None):
         """hello"""
@@ -54,6 +61,7 @@ class Incumbent:
             "runtime": RUNTIME,
             "generation": self.generation,
             "endpoints": [entry_of(*endpoint) for endpoint in self.endpoints],
+            "moves": self.moves,
         }, changes)
 
     def take_join(self):
@@ -68,7 +76,8 @@ class Incumbent:
             answer = self.frames.receive(BATCH_S, "received")
             if (answer["number"], answer["count"]) != (number, count):
                 raise TakeoverError("ERR_TAKEOVER_PROTOCOL", f"Batch {number} was acknowledged as {answer}")
-        self.second.close()
+        if not self.moves:
+            self.second.close()
 
     def send_batch(self, number, descriptors, head=None, /, **changes):
         count = len(descriptors)

@@ -3,7 +3,8 @@
 
 It speaks the wire protocol on its own and does what examples/http.ts does: the
 same environment (PORT, HOST, TAKEOVER, SETTLE_MS, DRAIN_MS), the same events as
-JSON lines, the same exit status. `--misbehave NAME` breaks the protocol in one
+JSON lines, the same exit status. With ECHO=1 it is examples/echo.ts instead,
+whose connections move. `--misbehave NAME` breaks the protocol in one
 named way instead (misbehave.py); `--user UID` runs as another user.
 """
 
@@ -19,9 +20,11 @@ import threading
 import time
 
 from acceptor import Acceptor
+from echo import Echo
 from incumbent import Incumbent
+from moves import Arrivals, Departures
 from successor import Successor
-from wire import HELLO_S, Frames, Lost, TakeoverError, address_of, check_user, connect, say
+from wire import HELLO_S, Frames, Lost, TakeoverError, address_of, check_user, connect, raise_limit, say
 
 
 class Settings:
@@ -33,6 +36,7 @@ class Settings:
         self.port = int(environment.get("PORT", 8080))
         self.settle_s = int(environment.get("SETTLE_MS", 10_000)) / 1_000
         self.drain_s = int(environment.get("DRAIN_MS", 30_000)) / 1_000
+        self.is_echo = "ECHO" in environment
 
 
 class Peer:
@@ -45,6 +49,8 @@ class Peer:
         self.web = None
         self.over = threading.Event()
         self.status = 0
+        self.echo = None
+        self._departures = None
         self._unsettled = False
         self._session = None
         self._session_lock = threading.Lock()
@@ -70,7 +76,7 @@ class Peer:
                 return self._become_first(lock)
             if lock:
                 release(self.settings.path, lock)
-            successor = Successor(self.settings.path, connection)
+            successor = Successor(self.settings.path, connection, self.settings.is_echo)
             try:
                 return self._become_successor(successor)
             except Lost:
@@ -115,6 +121,8 @@ class Peer:
         self._unsettled = True
         self._open(control, web or bind_web(self.settings))
         self._ready(inherited=web is not None)
+        if successor.moves:
+            Arrivals(successor.second, self.echo, lambda count: self._say("arrived", count=count)).start()
         threading.Thread(target=successor.keep_alive, daemon=True).start()
         threading.Thread(target=self._settle, args=[successor], daemon=True).start()
 
@@ -131,8 +139,11 @@ class Peer:
         return control, web
 
     def _open(self, control, web):
+        if self.settings.is_echo:
+            raise_limit()
+            self.echo = Echo(f"{os.getpid()} {self.generation}")
         self.control = Acceptor(control, self._answer)
-        self.web = Acceptor(web, self._serve)
+        self.web = Acceptor(web, self.echo.add if self.echo else self._serve)
         self.web.resume()
         self.control.resume()
 
@@ -156,7 +167,7 @@ class Peer:
     def _answer(self, connection):
         """A connection to the control socket: a hello, or the second one of the hand-over in progress."""
         frames = Frames(connection)
-        incumbent = Incumbent(frames, self._endpoints(), self.generation, self._joined)
+        incumbent = Incumbent(frames, self._endpoints(), self.generation, self._joined, self.echo is not None)
         try:
             check_user(connection)
             head = frames.receive(HELLO_S, "hello", "join")
@@ -207,6 +218,9 @@ class Peer:
         self._say("released", to=to)
         try:
             incumbent.send_lease()
+            if incumbent.moves:
+                self._departures = Departures(incumbent.second, self.echo)
+                self._departures.start()
             incumbent.follow_lease()
         except TakeoverError as error:
             self.web.resume()
@@ -237,9 +251,13 @@ class Peer:
             self.control.close()
             os.unlink(self.settings.path)
         start = time.monotonic()
-        while self.web.open_count > 0 and time.monotonic() - start < self.settings.drain_s:
+        while self._open_count() > 0 and time.monotonic() - start < self.settings.drain_s:
             time.sleep(0.01)
-        self._say("drained", remaining=self.web.open_count, ms=elapsed_ms(start))
+        moved = self._departures.moved_count if self._departures else 0
+        self._say("drained", remaining=self._open_count(), moved=moved, ms=elapsed_ms(start))
+
+    def _open_count(self):
+        return self.web.open_count + (self.echo.count if self.echo else 0)
 
     def _refused(self, error):
         say("refused", code=error.code, message=error.message)

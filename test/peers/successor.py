@@ -18,7 +18,8 @@ INSTANCE = os.urandom(16).hex()
 class Successor:
     """One hand-over to this process."""
 
-    def __init__(self, path, connection):
+    def __init__(self, path, connection, moves=False):
+        """`moves`: whether it takes connections."""
         self.path = path
         self.frames = Frames(connection)
         self.token = os.urandom(16).hex()
@@ -27,6 +28,7 @@ class Successor:
         # The control socket first, then what else has come, in the manifest's order.
         self.sockets = []
         self.silence_ms = 0
+        self._moves = moves
         self._ended = threading.Event()
 
     def greet(self, **changes):
@@ -44,7 +46,13 @@ class Successor:
             "runtime": RUNTIME,
             "room": free_descriptor_count(),
             "require": [],
+            "moves": self._moves,
         }, changes)
+
+    @property
+    def moves(self):
+        """Whether both sides have said so."""
+        return self._moves and self.offer.get("moves") is True
 
     def take_offer(self):
         """offer"""
@@ -74,7 +82,8 @@ class Successor:
                 if not self.sockets:
                     raise
                 return
-        self.second.close()
+        if not self.moves:
+            self.second.close()
 
     def take_batch(self, number, entries):
         announced = self.frames.receive(BATCH_S, "batch")

@@ -81,6 +81,27 @@ def encode(head, body=b""):
     return HEADER.pack(MAGIC, len(text), len(body)) + text + body
 
 
+def sizes_of(header, body_limit):
+    """How long the head and the body behind a header are."""
+    magic, head_size, body_size = HEADER.unpack(header)
+    if magic != MAGIC:
+        raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame does not start with STKO")
+    if head_size > HEAD_LIMIT or body_size > body_limit:
+        raise TakeoverError("ERR_TAKEOVER_LIMIT", f"A frame of {head_size} and {body_size} bytes is too large")
+    return head_size, body_size
+
+
+def head_of(text):
+    """A frame's head."""
+    try:
+        head = json.loads(text)
+    except ValueError as error:
+        raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame's head is not JSON") from error
+    if not isinstance(head, dict):
+        raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame's head is no object")
+    return head
+
+
 class Frames:
     """Frames over a connected stream. Several threads may send."""
 
@@ -112,18 +133,8 @@ class Frames:
     def next(self, seconds):
         """The next frame's head, whatever it is."""
         until = None if seconds is None else time.monotonic() + seconds
-        magic, head_size, body_size = HEADER.unpack(self._exactly(HEADER.size, until))
-        if magic != MAGIC:
-            raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame does not start with STKO")
-        if head_size > HEAD_LIMIT or body_size > 0:
-            raise TakeoverError("ERR_TAKEOVER_LIMIT", f"A frame of {head_size} and {body_size} bytes is too large")
-        try:
-            head = json.loads(self._exactly(head_size, until))
-        except ValueError as error:
-            raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame's head is not JSON") from error
-        if not isinstance(head, dict):
-            raise TakeoverError("ERR_TAKEOVER_PROTOCOL", "A frame's head is no object")
-        return head
+        head_size, _ = sizes_of(self._exactly(HEADER.size, until), 0)
+        return head_of(self._exactly(head_size, until))
 
     def close(self):
         self.connection.close()
@@ -252,6 +263,12 @@ def connect(path):
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
+
+
+def raise_limit():
+    """As many descriptors as this process may have; the runtimes do the same."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def free_descriptor_count():

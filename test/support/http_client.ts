@@ -27,6 +27,8 @@ export class HttpClient implements Disposable {
   readonly socket: net.Socket;
   /** Why it has ended, `closed` or an errno's name; null while it is open. */
   ended: string | null = null;
+  /** Where it is, as the server should see it; known once it is connected. */
+  name = "";
   /** Hears of the end. */
   onEnd: (why: string) => void = () => {};
   #rest: Buffer = Buffer.alloc(0);
@@ -37,6 +39,7 @@ export class HttpClient implements Disposable {
   constructor(to: net.NetConnectOpts, isTls = false) {
     const options = { noDelay: true, ...to };
     this.socket = isTls ? tls.connect({ ...options, rejectUnauthorized: false } as tls.ConnectionOptions) : net.connect(options);
+    this.socket.once("connect", () => this.name = `${this.socket.localAddress}:${this.socket.localPort}`);
     this.socket.on("data", (bytes: Buffer) => this.#take(bytes));
     this.socket.on("error", (error: NodeJS.ErrnoException) => this.#end(error.code ?? error.message));
     for (const event of ["end", "close"]) this.socket.on(event, () => this.#end("closed"));
@@ -46,11 +49,6 @@ export class HttpClient implements Disposable {
   async connected(): Promise<this> {
     if (this.socket.connecting) await new Promise<void>((resolve) => this.socket.once("connect", resolve));
     return this;
-  }
-
-  /** Where it is, as the server should see it. */
-  get name(): string {
-    return `${this.socket.localAddress}:${this.socket.localPort}`;
   }
 
   /** Bytes that have come and belong to no answer that was taken. */

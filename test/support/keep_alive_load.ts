@@ -126,7 +126,7 @@ class Kept {
 }
 
 function requestFor(id: string, more = ""): string {
-  return `GET /n/${id} HTTP/1.1\r\nHost: load\r\n${more}\r\n`;
+  return `GET ${plan.isNumbered ? `/n/${id}` : "/"} HTTP/1.1\r\nHost: load\r\n${more}\r\n`;
 }
 
 /** Sends a request, in pieces of a size; resolves with the time of the last. */

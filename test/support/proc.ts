@@ -50,6 +50,15 @@ export function inheritableSockets(pid: number): number[] {
     });
 }
 
+/** Whether a signal or a tracer has stopped it; false when it has gone. */
+export function isStoppedNow(pid: number): boolean {
+  try {
+    return /^State:\s+t/im.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch {
+    return false;
+  }
+}
+
 /** Processor time so far, in clock ticks of 10 ms. */
 export function cpuTicks(pid: number): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]!.split(" ");

@@ -107,8 +107,8 @@ export function summaryOf(report: LoadReport): string {
     `max ${ms(max)}; longest silence ${ms(silence)}`;
 }
 
-/** Load in a process of its own. */
-export interface Load<R = LoadReport> {
+/** Load in a process of its own, which is killed when it is not needed any more. */
+export interface Load<R = LoadReport> extends Disposable {
   /** The last line. */
   readonly report: Promise<R>;
   /** Ends it before its time. */
@@ -156,5 +156,7 @@ function startClient<R extends { readonly done: boolean }>(
     });
     child.once("close", (status, signal) => reject(new Error(`The load client ended with ${status ?? signal}`)));
   });
-  return { report, stop: () => void child.kill("SIGTERM") };
+  // Who waits for it hears of it.
+  report.catch(() => {});
+  return { report, stop: () => void child.kill("SIGTERM"), [Symbol.dispose]: () => void child.kill("SIGKILL") };
 }

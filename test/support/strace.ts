@@ -20,8 +20,13 @@ export function straced(command: readonly string[], log: string, options: readon
   return ["strace", "-D", "-qq", "-o", log, ...options, ...command];
 }
 
+/** strace, attached to a process. */
+export interface Tracer {
+  detach(): Promise<void>;
+}
+
 /** Attaches strace to a server that runs; resolves once it is attached. */
-export async function attach(pid: number, log: string, options: readonly string[]): Promise<{ detach(): Promise<void> }> {
+export async function attach(pid: number, log: string, options: readonly string[]): Promise<Tracer> {
   const child = spawn("strace", ["-o", log, ...options, "-p", String(pid)], { stdio: ["ignore", "ignore", "pipe"] });
   const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
   let text = "";

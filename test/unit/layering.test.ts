@@ -49,7 +49,7 @@ function filesIn(folder: string): string[] {
 const isCore = (target: string) => /^src\/([a-z]+\/)?[a-z_]+\.ts$/.test(target);
 
 /** The folders of src/, from the bottom up; each imports those below it, and the files beside them. */
-const layers = ["c", "sockets", "channels", "natives", "connections", "foreign", "handover"];
+const layers = ["c", "sockets", "channels", "natives", "connections", "steering", "foreign", "handover"];
 
 test("src/ imports src/ and nothing else", () => {
   assert.ok(importsOf("src/handover/opening.ts").some(({ target }) => target === "src/natives/graft.ts"));
@@ -74,8 +74,9 @@ test("src/runtime.ts has types only, so that the seam costs nothing", () => {
   assert.doesNotMatch(text, /^import (?!type )|^export (?!interface |type )/m);
 });
 
-test("runtimes/ imports src/, runtimes/net.ts and the built-ins of Node, and no runtime imports another", () => {
-  const isAllowed = (target: string) => isCore(target) || target === "runtimes/net.ts" || target.startsWith("node:");
+test("runtimes/ imports src/, what its runtimes share and the built-ins of Node, and no runtime imports another", () => {
+  const shared = ["runtimes/net.ts", "runtimes/http_sockets.ts"];
+  const isAllowed = (target: string) => isCore(target) || shared.includes(target) || target.startsWith("node:");
   assert.ok(importsOf("runtimes/deno.ts").some(({ target }) => target === "runtimes/net.ts"));
   assert.deepEqual(strayImports("runtimes", isAllowed), []);
 });

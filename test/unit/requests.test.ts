@@ -83,7 +83,7 @@ test("Requests: one of node:http is open until the response is destroyed and the
 
 test("Requests: at rest none of Node is kept, whose parsers tell", () => {
   const requests = new Requests();
-  const asked = { ...incoming(), socket: { ...socket, parser: {} } };
+  const asked = { ...incoming(), socket: { ...socket, _handle: { fd: 9 } } };
   assert.equal(requests.listener(null, asked, { destroyed: false }).obstacle, null);
   assert.equal(requests.size, 0);
   watched(requests);

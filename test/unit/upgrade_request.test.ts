@@ -44,7 +44,10 @@ test("sizeOf is the size of the request as nearly everybody writes it", () => {
 });
 
 test("encodeRequest adds the token and takes away extensions and another token", () => {
-  const headers = [...request.headers, ["sec-websocket-extensions", "permessage-deflate"], ["TAKEOVER-STATE", "x"]] as const;
+  const headers = [...request.headers, ["sec-websocket-extensions", "permessage-deflate"], [
+    "TAKEOVER-STATE",
+    "x",
+  ]] as const;
   const encoded = new TextDecoder("latin1").decode(encodeRequest({ ...request, headers }, token));
   assert.equal(encoded, text.replace(/\r\n$/, `Takeover-State: ${token}\r\n\r\n`));
 });
@@ -64,7 +67,7 @@ test("parseRequest takes what upgradeRequestOf has made", () => {
 });
 
 test("parseRequest takes nothing that would be another request, or too long a one", () => {
-  const { headers } = request as { headers: [string, string][] };
+  const { headers } = request;
   const wrong = [
     undefined,
     null,
@@ -86,7 +89,8 @@ test("parseRequest takes nothing that would be another request, or too long a on
   for (const json of wrong) assert.equal(parseRequest(json as never), null, JSON.stringify(json)?.slice(0, 60));
 });
 
-const head = (...lines: string[]) => ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", ...lines, "", ""].join("\r\n");
+const head = (...lines: string[]) =>
+  ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", ...lines, "", ""].join("\r\n");
 
 test("checkAnswer takes an answer with the same subprotocol", () => {
   assert.equal(checkAnswer(head("Sec-WebSocket-Protocol: chat"), { protocol: "chat" }), null);

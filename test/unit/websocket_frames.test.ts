@@ -60,7 +60,13 @@ test("FrameScanner takes an empty frame, and one with 64 bits of size", () => {
 test("FrameScanner is in the middle of a message until its last frame, also behind a ping", () => {
   const scanner = new FrameScanner();
   const states: [boolean, number][] = [];
-  const frames = [clientFrame(1, 2, false), clientFrame(9, 4), clientFrame(0, 0, false), clientFrame(0, 5), clientFrame(10, 0)];
+  const frames = [
+    clientFrame(1, 2, false),
+    clientFrame(9, 4),
+    clientFrame(0, 0, false),
+    clientFrame(0, 5),
+    clientFrame(10, 0),
+  ];
   for (const frame of frames) {
     scanner.push(Uint8Array.from(frame));
     states.push([scanner.isBetween, scanner.count]);
@@ -69,7 +75,12 @@ test("FrameScanner is in the middle of a message until its last frame, also behi
 });
 
 test("FrameScanner counts the same however the bytes are cut", () => {
-  const bytes = Uint8Array.from([...clientFrame(1, 3), ...clientFrame(9, 0), ...clientFrame(2, 130), ...clientFrame(1, 1)]);
+  const bytes = Uint8Array.from([
+    ...clientFrame(1, 3),
+    ...clientFrame(9, 0),
+    ...clientFrame(2, 130),
+    ...clientFrame(1, 1),
+  ]);
   for (let cut = 0; cut <= bytes.length; cut++) {
     const scanner = new FrameScanner();
     scanner.push(bytes.subarray(0, cut));
@@ -115,5 +126,13 @@ test("isAnswer knows another frame by its first byte that differs", () => {
 });
 
 test("isContinuation tells the frames that continue a message", () => {
-  assert.deepEqual([0x00, 0x80, 0x01, 0x81, 0x82, 0x89, 0x8a].map(isContinuation), [true, true, false, false, false, false, false]);
+  assert.deepEqual([0x00, 0x80, 0x01, 0x81, 0x82, 0x89, 0x8a].map(isContinuation), [
+    true,
+    true,
+    false,
+    false,
+    false,
+    false,
+    false,
+  ]);
 });

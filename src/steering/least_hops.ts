@@ -1,0 +1,63 @@
+/**
+ * The hops that a packet must have left when it comes (`IP_MINTTL`, ip(7);
+ * `IPV6_MINHOPCOUNT`, ipv6(7)): TCP drops those with fewer, and counts them.
+ * With 255, which hardly any system sends, a listener gets no new connection,
+ * and still ends the handshakes that have begun: their packets are not looked
+ * at in this way (net/ipv4/tcp_ipv4.c, tcp_v4_rcv).
+ *
+ * A socket filter would say it more plainly; since Linux 6.18 an ordinary user
+ * cannot give a TCP socket one (EPERM).
+ *
+ * @module
+ */
+
+import { allocate, viewOf } from "../c/bytes.ts";
+import type { InetAddress } from "../c/sockaddr.ts";
+import { checked } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import { setIntegerOption } from "../sockets/socket.ts";
+
+/** Linux's numbers (netinet/in.h). */
+const IPPROTO_IP = 0;
+const IPPROTO_IPV6 = 41;
+const IP_TTL = 2;
+const IP_MINTTL = 21;
+const IPV6_UNICAST_HOPS = 16;
+const IPV6_MINHOPCOUNT = 73;
+
+/** As many hops as a packet can have: none comes with more. */
+export const mostHops = 255;
+
+/** What a TCP socket asks of the packets that it gets; 0 is nothing. */
+export interface LeastHops {
+  readonly inet: number;
+  readonly inet6: number;
+}
+
+/** Every packet, whatever it has left. */
+export const anyHops: LeastHops = { inet: 0, inet6: 0 };
+
+/** What a socket asks for now. */
+export function leastHopsOf(runtime: Runtime, descriptor: number, family: InetAddress["family"]): LeastHops {
+  const inet = optionOf(runtime, descriptor, IPPROTO_IP, IP_MINTTL);
+  return { inet, inet6: family === "inet6" ? optionOf(runtime, descriptor, IPPROTO_IPV6, IPV6_MINHOPCOUNT) : 0 };
+}
+
+/** Asks for so many; connections that a listener accepts inherit it when their handshake ends. */
+export function setLeastHops(runtime: Runtime, descriptor: number, family: InetAddress["family"], hops: LeastHops): void {
+  setIntegerOption(runtime, descriptor, IPPROTO_IP, IP_MINTTL, hops.inet);
+  if (family === "inet6") setIntegerOption(runtime, descriptor, IPPROTO_IPV6, IPV6_MINHOPCOUNT, hops.inet6);
+}
+
+/** Sends every packet with so many hops. */
+export function setHops(runtime: Runtime, descriptor: number, family: InetAddress["family"], count: number): void {
+  if (family === "inet") setIntegerOption(runtime, descriptor, IPPROTO_IP, IP_TTL, count);
+  else setIntegerOption(runtime, descriptor, IPPROTO_IPV6, IPV6_UNICAST_HOPS, count);
+}
+
+function optionOf({ abi, libc }: Runtime, descriptor: number, level: number, option: number): number {
+  const [value, size] = [allocate(4), allocate(4)];
+  viewOf(size).setUint32(0, 4, true);
+  checked(abi, "getsockopt", libc.getsockopt(descriptor, level, option, value, size));
+  return viewOf(value).getInt32(0, true);
+}

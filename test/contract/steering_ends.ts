@@ -1,0 +1,114 @@
+/**
+ * Clients of groups, by descriptors alone: datagrams with a tag, connections,
+ * and handshakes that stop half way.
+ *
+ * @module
+ */
+
+import { allocate } from "../../src/c/bytes.ts";
+import { errnoName } from "../../src/c/errno.ts";
+import { formatAddress, type InetAddress } from "../../src/c/sockaddr.ts";
+import { receiveMessage, sendMessage } from "../../src/channels/message.ts";
+import { isSystemError } from "../../src/errors.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { bindSocket, connectSocket, openSocket } from "../../src/sockets/socket.ts";
+import { anyHops, mostHops, setLeastHops } from "../../src/steering/least_hops.ts";
+import { openGroup, type ReuseportGroup } from "../../src/steering/reuseport.ts";
+import type { GroupType } from "../../src/steering/socket_diag.ts";
+import { runtime } from "./support.ts";
+
+const { abi, libc } = runtime;
+
+/** Any port of this machine alone. */
+export const anywhere: InetAddress = { family: "inet", hostname: "127.0.0.1", port: 0 };
+
+/** A group whose sockets are closed at the end of the block. */
+export interface OpenedGroup extends Disposable {
+  readonly group: ReuseportGroup;
+  readonly sockets: readonly OwnedDescriptor[];
+  /** By the slots at the beginning. */
+  readonly cookies: readonly string[];
+}
+
+/** Opens a group. */
+export function groupOf(type: GroupType, count: number, address: InetAddress = anywhere): OpenedGroup {
+  const { group, sockets } = openGroup(runtime, address, type, count);
+  return { group, sockets, cookies: group.members.map(({ cookie }) => cookie), [Symbol.dispose]: () => disposeAll(sockets) };
+}
+
+/** A UDP socket that is bound to this machine. */
+export function openClient(family: InetAddress["family"] = "inet"): OwnedDescriptor {
+  const socket = new OwnedDescriptor(runtime, openSocket(runtime, family, "dgram"));
+  bindSocket(runtime, socket.number, { family, hostname: family === "inet" ? "127.0.0.1" : "::1", port: 0 });
+  return socket;
+}
+
+/** Sends a datagram; on loopback it has arrived then. */
+export function sendTo(socket: OwnedDescriptor, to: InetAddress, ...bytes: readonly number[]): void {
+  const result = sendMessage(runtime, socket.number, { bytes: Uint8Array.from(bytes), to });
+  if (result !== bytes.length) throw new Error(`sendmsg: ${result}`);
+}
+
+/** Every datagram that has arrived, as lists of bytes. */
+export function datagramsAt(socket: OwnedDescriptor): number[][] {
+  const found: number[][] = [];
+  for (;;) {
+    const incoming = receiveMessage(runtime, socket.number, 2_048);
+    if (typeof incoming === "number") return found;
+    found.push([...incoming.bytes]);
+  }
+}
+
+/** How many datagrams have arrived at each. */
+export function countsAt(sockets: readonly OwnedDescriptor[]): number[] {
+  return sockets.map((socket) => datagramsAt(socket).length);
+}
+
+/** Connections to an address, which on loopback wait in an accept queue then. */
+export function connections(count: number, { family, hostname, port }: InetAddress): OwnedDescriptor[] {
+  return Array.from({ length: count }, () => {
+    const socket = new OwnedDescriptor(runtime, openSocket(runtime, family, "stream"));
+    begin(socket, { family, hostname, port });
+    return socket;
+  });
+}
+
+/** Clients that are deaf: the server's half of their handshakes never ends, until they hear again. */
+export function deafConnections(count: number, address: InetAddress): OwnedDescriptor[] {
+  return Array.from({ length: count }, () => {
+    const socket = new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream"));
+    setLeastHops(runtime, socket.number, address.family, { inet: mostHops, inet6: mostHops });
+    begin(socket, address);
+    return socket;
+  });
+}
+
+/** Lets them hear: the server says it again, about a second after it said so first. */
+export function hear(clients: readonly OwnedDescriptor[], { family }: InetAddress): void {
+  for (const { number } of clients) setLeastHops(runtime, number, family, anyHops);
+}
+
+/** Writes one byte to a connection that was accepted, and closes it. */
+export function serve(connection: OwnedDescriptor): void {
+  libc.write(connection.number, Uint8Array.of(7) as Uint8Array<ArrayBuffer>, 1);
+  connection[Symbol.dispose]();
+}
+
+/** What each client has: `answered`, `reset`, or what else it is told. */
+export function outcomes(clients: readonly OwnedDescriptor[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { number } of clients) {
+    const result = libc.read(number, allocate(1), 1);
+    const name = result === 1 ? "answered" : result === 0 ? "ended" : errnoName(abi.platform, -result);
+    counts[name] = (counts[name] ?? 0) + 1;
+  }
+  return counts;
+}
+
+function begin(socket: OwnedDescriptor, address: InetAddress): void {
+  try {
+    connectSocket(runtime, socket.number, address);
+  } catch (error) {
+    if (!isSystemError(error, "EINPROGRESS")) throw new Error(`connect ${formatAddress(address)}`, { cause: error });
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * What an ordinary user can do with groups: `steering_user.ts`, started as root.
+ */
+
+import assert from "node:assert/strict";
+import process from "node:process";
+import { openReadiness } from "../../src/channels/readiness.ts";
+import { disposeAll } from "../../src/sockets/descriptors.ts";
+import { openPair } from "../../src/sockets/socket.ts";
+import { drainListener } from "../../src/steering/drain_listener.ts";
+import { ForwardedReceiver, ForwardLink } from "../../src/steering/forwarding.ts";
+import { everythingTo } from "../../src/steering/programs.ts";
+import { canLoadSkReuseport } from "../../src/steering/sk_reuseport.ts";
+import { outcomeOf, report } from "./outcome.ts";
+import { runtime } from "./seam.ts";
+import { connections, countsAt, groupOf, openClient, sendTo, serve } from "./steering_ends.ts";
+
+const ordinaryUser = 61_234;
+const { libc } = runtime;
+const isArm = process.arch === "arm64";
+
+await openReadiness(runtime);
+// Of this thread only, which is the one that calls libc (setresuid(2)).
+assert.equal(libc.syscall(isArm ? 149 : 119, ordinaryUser, ordinaryUser, ordinaryUser, 0), 0);
+assert.equal(libc.syscall(isArm ? 147 : 117, ordinaryUser, ordinaryUser, ordinaryUser, 0), 0);
+
+report({
+  steered: await outcomeOf(() => {
+    const { group, sockets } = groupOf("dgram", 2);
+    group.steer(() => everythingTo(1));
+    const client = openClient();
+    for (let count = 0; count < 5; count++) sendTo(client, group.address, 1);
+    return countsAt(sockets).join();
+  }),
+  refreshed: await outcomeOf(async () => {
+    const { group, sockets, cookies } = groupOf("stream", 3);
+    group.close(sockets[0]!);
+    group.close(group.open());
+    await group.refresh();
+    return group.members.map(({ cookie }) => cookies.indexOf(cookie) - 1).join();
+  }),
+  drained: await outcomeOf(async () => {
+    const { group, sockets } = groupOf("stream", 1);
+    const clients = connections(10, group.address);
+    const { acceptedCount } = await drainListener(runtime, sockets[0]!, { accepted: serve });
+    disposeAll(clients);
+    return String(acceptedCount);
+  }),
+  forwarded: await outcomeOf(async () => {
+    const [near, far] = openPair(runtime, "seqpacket");
+    const link = new ForwardLink(runtime, near);
+    const size = await new Promise<number>((resolve) => {
+      new ForwardedReceiver(runtime, far, { datagram: (bytes) => resolve(bytes.length) });
+      link.forward(new Uint8Array(1), { family: "inet", hostname: "192.0.2.1", port: 1 });
+      setTimeout(() => {}, 10_000);
+    });
+    return String(size);
+  }),
+  loaded: { code: canLoadSkReuseport(runtime).code ?? "loaded" },
+});
