@@ -49,8 +49,11 @@ async function takeOverNineTimes(): Promise<LoadReport> {
   await sleep(everyMs);
   for (const [index, runtime] of nineHandOvers.slice(1).entries()) {
     say(`hand-over ${index + 1} of 9: ${nineHandOvers[index]} → ${runtime}`);
+    const incumbent = relay.current;
     await relay.next(runtime);
     await relay.settled();
+    const { moved } = await incumbent.event("settled");
+    say(`hand-over ${index + 1} of 9: ${moved} connections have moved`);
     await sleep(everyMs);
   }
   await killOne(relay);

@@ -301,10 +301,40 @@ function describeDeno(native: DenoNative, kind: NativeObject["kind"]): NativeObj
     unsentCount: isConnection ? null : 0,
     takeUnread: () => new Uint8Array(0),
     readAhead: () => null,
-    pause: () => null,
+    pause: () => kind === "datagram" ? holdReceive(native as DenoDatagrams) : null,
     unref: () => native.unref?.(),
     close: () => native.close?.(),
   };
+}
+
+/** A datagram socket, as far as it is held. */
+interface DenoDatagrams {
+  receive(...given: unknown[]): Promise<unknown>;
+  close(): void;
+}
+
+/**
+ * Lets every further `receive` wait, that of an iteration too. Deno asks the
+ * event loop only when there was nothing to read: a program that pulls would
+ * read on for as long as datagrams come.
+ */
+function holdReceive(native: DenoDatagrams): () => void {
+  const { receive, close } = native;
+  let open = () => {};
+  const opened = new Promise<void>((resolve) => open = resolve);
+  const end = () => {
+    Object.assign(native, { receive, close });
+    open();
+  };
+  native.receive = async (...given) => {
+    await opened;
+    return await receive.apply(native, given);
+  };
+  native.close = () => {
+    end();
+    close.call(native);
+  };
+  return end;
 }
 
 /** An unnamed Unix socket has the path null. */

@@ -33,6 +33,8 @@ export interface Limits {
   readonly openMs: number;
   /** How long connections may take to end once they are to drain. */
   readonly drainMs: number;
+  /** From ready until connections begin to move: until then a successor that dies takes none with it. */
+  readonly trialMs: number;
   /** The successor's answer to a batch of connections; past it they stay. */
   readonly keptMs: number;
   /** Silence of a keep-alive connection of which it cannot be told otherwise that no request is half-read. */
@@ -66,6 +68,7 @@ export const defaultLimits: Limits = {
   releaseMs: 10_000,
   openMs: 10_000,
   drainMs: 30_000,
+  trialMs: 0,
   keptMs: 5_000,
   quietMs: 3_000,
   unreadSize: 16 * 1024 * 1024,
@@ -78,7 +81,7 @@ export const defaultLimits: Limits = {
 };
 
 /** The limits at which 0 means at once, or none. */
-const mayBeZero: readonly string[] = ["settleMs", "drainMs", "spareCount"];
+const mayBeZero: readonly string[] = ["settleMs", "drainMs", "trialMs", "spareCount"];
 
 /** What a timer can wait; a longer time would end at once. */
 const most = 2 ** 31 - 1;

@@ -29,29 +29,40 @@ function alone(command) {
   return possible ? [...wrap, ...command] : command;
 }
 
-/** Every suite: its name, its command, what it gets in its environment. */
+/** Suites that load the machine, or measure it, have it to themselves. */
+const loads = ["load", "connections", "keep_alive", "websockets", "datagrams", "haproxy", "seize", "kill", "connections_kill"];
+
+const inProcesses = (kind, file) => {
+  const name = file.replace(/^.*\/|\.test\.ts$/g, "");
+  return {
+    name: `${kind}: ${name}`,
+    command: alone(nodeTest(binaries.node26, [file])),
+    lane: loads.includes(name) ? "alone" : "beside",
+  };
+};
+
+/**
+ * Every suite: its name, its command, what it gets in its environment, and its
+ * lane. Contract suites share a user's limits, so they follow each other; what
+ * is `beside` them follows each other at the same time.
+ */
 const suites = [
   { name: "check", command: ["npm", "run", "--silent", "check"] },
   { name: "build", command: ["npm", "run", "--silent", "build"] },
   { name: "unit on Node 26", command: nodeTest(binaries.node26, files("test/unit")) },
   { name: "unit on Deno", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/unit"] },
   { name: "unit on Bun", command: [binaries.bun, "test", "./test/unit"] },
-  { name: "contract on Node 26 with koffi", command: nodeTest(binaries.node26, files("test/contract")) },
+  { name: "contract on Node 26 with koffi", lane: "contract", command: nodeTest(binaries.node26, files("test/contract")) },
   {
     name: "contract on Node 26 with node:ffi",
+    lane: "contract",
     command: nodeTest(binaries.node26, files("test/contract")),
     env: { SEAM_FFI: "node:ffi" },
   },
-  { name: "contract on Deno", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/contract"] },
-  { name: "contract on Bun", command: [binaries.bun, "test", "./test/contract"] },
-  ...files("test/handover").map((file) => ({
-    name: `hand-over: ${file.replace(/^.*\/|\.test\.ts$/g, "")}`,
-    command: alone(nodeTest(binaries.node26, [file])),
-  })),
-  ...files("test/foreign").map((file) => ({
-    name: `foreign: ${file.replace(/^.*\/|\.test\.ts$/g, "")}`,
-    command: alone(nodeTest(binaries.node26, [file])),
-  })),
+  { name: "contract on Deno", lane: "contract", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/contract"] },
+  { name: "contract on Bun", lane: "contract", command: [binaries.bun, "test", "./test/contract"] },
+  ...files("test/handover").map((file) => inProcesses("hand-over", file)),
+  ...files("test/foreign").map((file) => inProcesses("foreign", file)),
 ];
 
 /** What the three test runners and the steps without tests say at their end. */
@@ -68,34 +79,33 @@ function counted(output, status) {
 /** A suite that hangs fails; the slowest takes a few minutes. */
 const limitMs = 10 * 60_000;
 
+/** Its output comes whole, so that two at a time can be read. */
 function run({ name, command: [program, ...args], env }) {
-  console.log(`\n── ${name}`);
+  const start = Date.now();
   return new Promise((resolve) => {
     const child = spawn(program, args, { cwd: root, env: { ...process.env, NO_COLOR: "1", ...env }, stdio: ["ignore", "pipe", "pipe"] });
     const timer = setTimeout(() => child.kill("SIGKILL"), limitMs);
     let output = "";
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.on("data", (chunk) => {
-        output += chunk;
-        process.stdout.write(chunk);
-      });
-    }
+    for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => output += chunk);
     child.on("close", (status) => {
       clearTimeout(timer);
-      resolve({ name, ...counted(output, status) });
+      console.log(`\n── ${name}\n${output}`);
+      resolve({ name, ...counted(output, status), seconds: (Date.now() - start) / 1_000 });
     });
   });
 }
 
 const wanted = process.argv.slice(2);
+const chosen = suites.filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)));
 const results = [];
-for (const suite of suites) {
-  if (wanted.length > 0 && !wanted.some((name) => suite.name.includes(name))) continue;
-  const start = Date.now();
-  const result = await run(suite);
-  results.push({ ...result, seconds: (Date.now() - start) / 1_000 });
+
+/** One after the other. */
+async function runAll(lane) {
+  for (const suite of chosen.filter((each) => (each.lane ?? "beside") === lane)) results.push(await run(suite));
 }
 
+await Promise.all([runAll("contract"), runAll("beside")]);
+await runAll("alone");
 const sum = (key) => results.reduce((total, result) => total + result[key], 0);
 console.log("\n── summary");
 for (const { name, passed, failed, skipped, seconds } of results) {

@@ -1,7 +1,7 @@
 /**
  * The requests that a process is answering, as its handlers see them. At rest
  * a request costs an entry in a set; whose it is, is only asked when somebody
- * watches.
+ * watches, except of Deno, which tells it no more after an upgrade.
  *
  * How the runtimes tell that an answer is finished, long after the handler has
  * returned when it is a stream:
@@ -108,17 +108,31 @@ class Entry implements OpenRequest {
   readonly beside: unknown;
   isReturned = false;
   peer: string | null = null;
+  /** What Deno says of it when the request comes. */
+  readonly #told: RequestPeer | null;
   #obstacle: string | null | undefined;
 
   constructor(kind: Kind, request: unknown, beside: unknown) {
     this.kind = kind;
     this.request = request as RequestLike;
     this.beside = beside;
+    this.#told = kind === "deno" ? denoPeer(beside as DenoInfo) : null;
+  }
+
+  /** Where it comes from; null over a Unix socket, or when the runtime does not tell, or no more. */
+  get remote(): RequestPeer | null {
+    if (this.kind === "bun") {
+      const found = (this.beside as BunServer).requestIP(this.request);
+      return found && { hostname: found.address, port: found.port };
+    }
+    if (this.kind !== "node") return this.#told;
+    const { remoteAddress, remotePort } = this.request.socket ?? {};
+    return remoteAddress && remotePort ? { hostname: remoteAddress, port: remotePort } : null;
   }
 
   get obstacle(): string | null {
     if (this.#obstacle === undefined) {
-      this.#obstacle = unlessEnded(() => obstacleOf(this.kind, this.request, this.beside), "unproven");
+      this.#obstacle = unlessEnded(() => obstacleOf(this.kind, this.request, this.remote), "unproven");
     }
     return this.#obstacle;
   }
@@ -311,8 +325,7 @@ export class Requests {
     this.#pruneAt = Math.max(leastMarkCount, 2 * this.#marks.size);
   }
 
-  #peerOf({ kind, request, beside }: Entry): string | null {
-    const peer = peerOf(kind, request, beside);
+  #peerOf({ remote: peer }: Entry): string | null {
     return peer && peerKey(this.#truePeer(peer) ?? peer);
   }
 }
@@ -328,18 +341,6 @@ function kindOf(beside: unknown): Kind {
   return "remoteAddr" in beside && "completed" in beside ? "deno" : "unknown";
 }
 
-function peerOf(kind: Kind, request: RequestLike, beside: unknown): RequestPeer | null {
-  if (kind === "bun") {
-    const found = (beside as BunServer).requestIP(request);
-    return found && { hostname: found.address, port: found.port };
-  }
-  if (kind === "node") {
-    const { remoteAddress, remotePort } = request.socket ?? {};
-    return remoteAddress && remotePort ? { hostname: remoteAddress, port: remotePort } : null;
-  }
-  return kind === "deno" ? denoPeer(beside as DenoInfo) : null;
-}
-
 /** It throws once the answer is finished. */
 function denoPeer(info: DenoInfo): RequestPeer | null {
   try {
@@ -351,11 +352,11 @@ function denoPeer(info: DenoInfo): RequestPeer | null {
 }
 
 /** HTTP/2 has no `Host`, and HTTP/1.0 need not have one; of Node's requests the version is known. */
-function obstacleOf(kind: Kind, request: RequestLike, beside: unknown): string | null {
+function obstacleOf(kind: Kind, request: RequestLike, remote: RequestPeer | null): string | null {
   if (kind === "unknown") return "unproven";
   if (request.socket?.encrypted === true || request.url?.startsWith("https:")) return "tls";
   if (headerOf(request, "host") === null || kind === "node" && request.httpVersion !== "1.1") return "http2";
-  return peerOf(kind, request, beside) === null ? "unix" : null;
+  return remote === null ? "unix" : null;
 }
 
 function headerOf({ headers }: RequestLike, name: string): string | null {

@@ -5,15 +5,19 @@
  * @module
  */
 
-import { type EndpointAddress, satisfies } from "../sockets/address.ts";
+import { type DatagramAddress, type EndpointAddress, satisfies } from "../sockets/address.ts";
+import { bindDatagram, isPathBound } from "../sockets/datagram.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, TakeoverError } from "../errors.ts";
-import { bindListener, connectPath, statusOf, unlinkPath } from "../sockets/listener.ts";
+import { bindListener, statusOf, unlinkPath } from "../sockets/listener.ts";
 import type { Runtime } from "../runtime.ts";
 import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
 
-/** A listening socket, inherited or new, that is not in a native server yet. */
+/** What the application opens: a server that listens, or a socket that receives datagrams. */
+export type OpenedKind = "listener" | "datagram";
+
+/** A socket, inherited or new, that is not in a native object yet. */
 export interface Unopened {
   readonly descriptor: OwnedDescriptor;
   readonly identity: SocketIdentity;
@@ -25,6 +29,7 @@ export interface Unopened {
  * Binds an endpoint.
  *
  * @param options As the application gave them.
+ * @param kind Whether it is to listen, or to receive datagrams.
  * @param offered What an incumbent has, by name, for the message when the
  *   address is one of those.
  * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` when the incumbent has the
@@ -34,15 +39,17 @@ export interface Unopened {
 export function bindEndpoint(
   runtime: Runtime,
   wanted: SocketAddress,
-  options: EndpointAddress,
+  options: EndpointAddress | DatagramAddress,
+  kind: OpenedKind,
   offered: ReadonlyMap<string, Unopened> = new Map(),
 ): Unopened {
   try {
     if (wanted.family === "unix") removeStale(runtime, wanted.path);
-    const descriptor = bindListener(runtime, wanted, options);
+    const bind = kind === "datagram" ? bindDatagram : bindListener;
+    const descriptor = bind(runtime, wanted, options);
     return { descriptor, identity: identify(runtime, descriptor.number)! };
   } catch (error) {
-    const other = [...offered].find(([, { identity }]) => satisfies(identity.address, wanted));
+    const other = [...offered].find(([, { identity }]) => isOfKind(identity, kind) && satisfies(identity.address, wanted));
     if (!other || !isSystemError(error, "EADDRINUSE")) throw error;
     throw new TakeoverError(
       "ERR_TAKEOVER_ADDRESS",
@@ -52,10 +59,13 @@ export function bindEndpoint(
   }
 }
 
+/** Whether a socket is what an endpoint of that kind needs. */
+export function isOfKind({ type, listening }: SocketIdentity, kind: OpenedKind | "control"): boolean {
+  return kind === "datagram" ? type === "dgram" : type === "stream" && listening;
+}
+
 /** A Unix path that nobody answers on was left by a process that was killed. */
 function removeStale(runtime: Runtime, path: string): void {
   if (statusOf(runtime, path)?.kind !== "socket") return;
-  const connection = connectPath(runtime, path);
-  if (connection) connection[Symbol.dispose]();
-  else unlinkPath(runtime, path);
+  if (!isPathBound(runtime, path)) unlinkPath(runtime, path);
 }

@@ -98,6 +98,8 @@ export class Departures {
   #toldAt = 0;
   #toldCount = 0;
   #lastChanceAt = Infinity;
+  /** Before that a successor that dies takes no connection with it. */
+  readonly #beginAt: number;
   /** Whether an answer was late when last looked. */
   #isLate = false;
   /** Whether half a frame has gone out: nothing can be said after it. */
@@ -121,6 +123,7 @@ export class Departures {
     tell: (progress: Progress) => void,
   ) {
     this.#limits = limits;
+    this.#beginAt = Date.now() + limits.trialMs;
     this.#countLimit = runtime.abi.descriptorsPerMessage;
     this.#conversation = conversation;
     // The runtime closes its own descriptor when the other side goes, and the number may be another's then.
@@ -216,6 +219,7 @@ export class Departures {
   }
 
   #mayFreeze(): boolean {
+    if (Date.now() < this.#beginAt) return false;
     const count = sum(this.#outstanding.map(({ connections }) => connections.length));
     return this.#outstanding.length < inFlightCount && this.#inFlightSize < this.#windowSize &&
       this.#room - count > 0;

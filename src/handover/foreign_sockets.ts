@@ -12,7 +12,7 @@ import type { ForeignSocket } from "../foreign/foreign_socket.ts";
 import type { Runtime } from "../runtime.ts";
 import { satisfies } from "../sockets/address.ts";
 import { disposeAll } from "../sockets/descriptors.ts";
-import type { Unopened } from "./binding.ts";
+import { isOfKind, type OpenedKind, type Unopened } from "./binding.ts";
 
 /** Sockets, and what else a service manager passed. */
 export type PassedDescriptor = ForeignSocket | InheritedDescriptor;
@@ -35,24 +35,24 @@ export class ForeignSockets implements Disposable {
   }
 
   /**
-   * The listener for an endpoint: one of that name, for which its own address
+   * The socket for an endpoint: one of that name, for which its own address
    * counts (a service manager's configuration), else one at the address that is wanted. A socket
    * that the program stored itself has to be where the program wants it now.
    *
+   * @param kind Whether it is to listen, or to receive datagrams.
    * @returns Null when there is none. Else the caller owns it.
    */
-  claim(name: string, wanted: SocketAddress): Unopened | null {
-    const listeners = this.#waiting.filter(({ identity }) => {
-      return identity?.listening && identity.type === "stream" &&
-        (identity.family === "unix") === (wanted.family === "unix");
+  claim(name: string, wanted: SocketAddress, kind: OpenedKind = "listener"): Unopened | null {
+    const sockets = this.#waiting.filter(({ identity }) => {
+      return identity && isOfKind(identity, kind) && (identity.family === "unix") === (wanted.family === "unix");
     });
     const isThere = ({ descriptor, identity }: PassedDescriptor) => {
       return serves(this.#runtime, { descriptor, identity: identity! }, wanted);
     };
-    const named = listeners.filter((each) => each.name === name);
+    const named = sockets.filter((each) => each.name === name);
     const anyPort = wanted.family !== "unix" && wanted.port === 0;
     const found = named.find(isThere) ?? (this.#isOwnStore ? undefined : named[0]) ??
-      (anyPort ? undefined : listeners.find(isThere));
+      (anyPort ? undefined : sockets.find(isThere));
     if (!found) return null;
     this.#waiting = this.#waiting.filter((each) => each !== found);
     return { descriptor: found.descriptor, identity: found.identity!, isSupervised: found.isSupervised === true };

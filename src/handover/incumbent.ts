@@ -143,7 +143,8 @@ export class Incumbent {
   }
 
   async #handOver(hello: Hello, conversation: Conversation): Promise<void> {
-    const endpoints = this.#host.endpoints();
+    // One that does not know of datagram sockets would take them for malformed.
+    const endpoints = this.#host.endpoints().filter(({ kind }) => kind !== "datagram" || hello.datagrams);
     const version = this.#agree(hello, endpoints);
     let join = (_second: Conversation) => {};
     const joined = new Promise<Conversation>((resolve) => join = resolve);
@@ -307,7 +308,7 @@ function manifestEntry({ kind, name, identity, isSupervised }: Endpoint, ticketK
 }
 
 function checkNames(names: readonly string[], endpoints: readonly Endpoint[], verb: string): void {
-  const offered = endpoints.filter(({ kind }) => kind === "listener").map(({ name }) => name);
+  const offered = endpoints.filter(({ kind }) => kind !== "control").map(({ name }) => name);
   const unknown = names.find((name) => !offered.includes(name));
   if (unknown === undefined) return;
   throw new TakeoverError(

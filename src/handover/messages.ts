@@ -8,6 +8,7 @@
 
 import { shown, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
 import type { Json } from "../connections/movable.ts";
+import type { EndpointKind } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -38,6 +39,8 @@ export interface Hello {
   readonly require: readonly string[];
   /** Whether it can take connections. */
   readonly moves: boolean;
+  /** Whether it can take datagram sockets. */
+  readonly datagrams: boolean;
 }
 
 /** successor: the first and only frame of the second connection. */
@@ -49,7 +52,7 @@ export interface Join {
 /** One socket of the manifest. */
 export interface OfferedEndpoint {
   /** `control` is the control socket itself, always the first. */
-  readonly kind: "control" | "listener";
+  readonly kind: EndpointKind;
   /** Empty for the control socket. */
   readonly name: string;
   readonly address: SocketAddress;
@@ -149,6 +152,7 @@ export function parseHello(head: FrameHead, limits: Limits): Hello {
     room: integer(head, "room"),
     require: names(head, "require", limits),
     moves: head.moves === true,
+    datagrams: head.datagrams === true,
   };
 }
 
@@ -219,7 +223,7 @@ export function checkedName(name: unknown, limits: Limits): string {
 function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
   const head = asObject(item, "endpoints");
   const kind = text(head, "kind", textSize);
-  if (kind !== "control" && kind !== "listener") throw wrong("kind", "control or listener");
+  if (kind !== "control" && kind !== "listener" && kind !== "datagram") throw wrong("kind", "control, listener or datagram");
   const cookie = text(head, "cookie", 16);
   if (!/^([0-9a-f]{16})?$/.test(cookie)) throw wrong("cookie", "16 hexadecimal digits or none");
   return {

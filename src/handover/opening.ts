@@ -5,9 +5,11 @@
  * @module
  */
 
-import type { EndpointAddress } from "../sockets/address.ts";
-import { bindEndpoint, type Unopened } from "./binding.ts";
+import type { DatagramAddress, EndpointAddress } from "../sockets/address.ts";
+import { bindEndpoint, isOfKind, type OpenedKind, type Unopened } from "./binding.ts";
 import type { ControlListener, ControlStream, Runtime } from "../runtime.ts";
+import { adoptPaused } from "../natives/datagram.ts";
+import { DatagramEndpoint } from "../natives/datagram_endpoint.ts";
 import { Endpoint } from "../natives/endpoint.ts";
 import { type ForeignSockets, serves } from "./foreign_sockets.ts";
 import type { Limits } from "../limits.ts";
@@ -40,26 +42,28 @@ export interface Opened<T> {
  * Opens an endpoint: with the incumbent's socket of that name, else one from
  * elsewhere, else a new one.
  *
+ * @param kind Whether it is to listen, or to receive datagrams.
  * @param wanted The address, resolved.
  * @param address The same as the application gave it.
- * @throws As `Takeover.listen`.
+ * @throws As `Takeover.listen` and `Takeover.bind`.
  */
 export async function openEndpoint<T>(
   { runtime, limits, succession, foreign, paths }: Sources,
+  kind: OpenedKind,
   name: string,
   wanted: SocketAddress,
-  address: EndpointAddress,
+  address: EndpointAddress | DatagramAddress,
   open: (at: never) => T,
 ): Promise<Opened<Awaited<T>>> {
   const found = succession?.endpoints.get(name);
-  const isInherited = found !== undefined && serves(runtime, found, wanted);
+  const isInherited = found !== undefined && isOfKind(found.identity, kind) && serves(runtime, found, wanted);
   if (isInherited) succession!.endpoints.delete(name);
-  const given = isInherited ? found : foreign.claim(name, wanted);
-  const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, succession?.endpoints);
+  const given = isInherited ? found : foreign.claim(name, wanted, kind);
+  const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, kind, succession?.endpoints);
   paths.take(identity.address);
   const adopted = await owning(descriptor, async (owned) => {
     try {
-      return await adopt(runtime, limits, name, owned, identity, open);
+      return await (kind === "datagram" ? adoptPaused : adopt)(runtime, limits, name, owned, identity, open);
     } catch (error) {
       // Nobody will ever answer on a path that was bound for it.
       if (!given && identity.address.family === "unix") paths.remove(identity.address.path);
@@ -67,15 +71,17 @@ export async function openEndpoint<T>(
     }
   });
   const { native, descriptor: held, registrations } = adopted;
-  const endpoint = new Endpoint(runtime, {
-    kind: "listener",
+  const parts = {
     name,
     descriptor: held,
     identity,
     registrations,
     paused: registrations.length > 0,
     isSupervised: given?.isSupervised === true,
-  });
+  };
+  const endpoint = kind === "datagram"
+    ? new DatagramEndpoint(runtime, parts, native)
+    : new Endpoint(runtime, { ...parts, kind });
   return { native, endpoint, isNew: given === null };
 }
 

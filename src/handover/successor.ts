@@ -9,7 +9,7 @@
  */
 
 import { batchesOf, receiveBatch } from "./batch.ts";
-import type { Unopened } from "./binding.ts";
+import { isOfKind, type Unopened } from "./binding.ts";
 import { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
@@ -104,6 +104,7 @@ export class Succession {
         room: Math.max(0, freeDescriptorCount(runtime)),
         require: options.require,
         moves: canPause(runtime),
+        datagrams: true,
       } as { type: string });
       const offer = parseOffer(await conversation.receive(limits.offerMs, "offerMs"), limits);
       checkVersion(offer);
@@ -299,7 +300,7 @@ function verified(
     return descriptors.map((descriptor, index) => {
       const offered = endpoints[index]!;
       const identity = identify(runtime, descriptor.number);
-      const right = identity !== null && identity.listening && identity.type === "stream" &&
+      const right = identity !== null && isOfKind(identity, offered.kind) &&
         sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
       if (!right) throw wrongSocket(offered, identity);
       setNonBlocking(runtime, descriptor.number);
@@ -315,10 +316,10 @@ function wrongSocket(offered: OfferedEndpoint, identity: SocketIdentity | null):
   const name = offered.kind === "control" ? "the control socket" : `the endpoint ${JSON.stringify(offered.name)}`;
   const found = identity === null
     ? "a descriptor that is no IP or Unix socket"
-    : `a ${identity.type} socket at ${formatAddress(identity.address)}${identity.listening ? "" : " that does not listen"}`;
+    : `a ${identity.type} socket at ${formatAddress(identity.address)}${identity.type === "stream" && !identity.listening ? " that does not listen" : ""}`;
   return new TakeoverError(
     "ERR_TAKEOVER_DESCRIPTOR",
-    `Cannot take ${name}: expected the listening socket at ${formatAddress(offered.address)} ` +
+    `Cannot take ${name}: expected the ${offered.kind === "datagram" ? "datagram" : "listening"} socket at ${formatAddress(offered.address)} ` +
       `with cookie ${offered.cookie || "none"}, got ${found} with cookie ${identity?.cookie || "none"}`,
   );
 }

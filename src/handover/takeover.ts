@@ -12,17 +12,21 @@
  */
 
 import {
+  type DatagramAddress,
   type EndpointAddress,
   resolveAddress,
   type TcpEndpoint,
   type TcpOpening,
+  type UdpEndpoint,
+  type UnixDatagramEndpoint,
   type UnixEndpoint,
   type UnixOpening,
 } from "../sockets/address.ts";
 
 import { ForeignSockets } from "./foreign_sockets.ts";
-import type { Unopened } from "./binding.ts";
+import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
+import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
@@ -229,18 +233,40 @@ export class Takeover implements AsyncDisposable {
   /** The same on a Unix path. */
   listen<T>(name: string, address: UnixEndpoint, open: (at: UnixOpening) => T): Promise<Awaited<T>>;
   async listen<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
-    checkedName(name, this.#limits);
-    if (this.#store) checkedStoreName(name);
-    this.#checkListening(name);
-    if (this.#endpoints.has(name) || this.#opening.has(name)) {
-      throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
-    }
-    this.#opening.add(name);
-    try {
-      return await this.#open(name, address, open);
-    } finally {
-      this.#opening.delete(name);
-    }
+    return await this.#openOnce("listener", name, address, open);
+  }
+
+  /**
+   * Opens an endpoint for datagrams, as {@linkcode listen} does for connections:
+   * the inherited socket of that name, with everything that waits in it, its
+   * options and its multicast groups, else a new one.
+   *
+   * A process that has been replaced reads no more, and can answer through its
+   * socket until {@linkcode drained} has resolved. Nobody can tell whether an
+   * answer is still to come, so the application sends what it owes before it
+   * waits for that.
+   *
+   * @param name Names the endpoint across generations; at most 255 bytes.
+   * @param address Where it is to be; a UDP port, or a Unix path.
+   * @param open Opens a native socket at the address it is given, which on
+   *   Linux is a placeholder that the true socket replaces right after.
+   * @returns What `open` returned. It receives from {@linkcode ready} on; the
+   *   first process's at once.
+   * @throws {TakeoverError} As {@linkcode listen}.
+   * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
+   *
+   * @example
+   * ```ts ignore
+   * await takeover.bind("dns", { port: 53 }, (at) => Deno.listenDatagram({ ...at, transport: "udp" }));
+   * await takeover.bind("dns", { port: 53 }, (at) => Bun.udpSocket({ ...at, socket: { data: answer } }));
+   * await takeover.bind("dns", { port: 53 }, (at) => dgram.createSocket("udp4", answer).bind(at));
+   * ```
+   */
+  bind<T>(name: string, address: UdpEndpoint, open: (at: DatagramOpening) => T): Promise<Awaited<T>>;
+  /** The same on a Unix path. */
+  bind<T>(name: string, address: UnixDatagramEndpoint, open: (at: UnixDatagramOpening) => T): Promise<Awaited<T>>;
+  async bind<T>(name: string, address: DatagramAddress, open: (at: never) => T): Promise<Awaited<T>> {
+    return await this.#openOnce("datagram", name, address, open);
   }
 
   /**
@@ -430,15 +456,40 @@ export class Takeover implements AsyncDisposable {
     for (const endpoint of this.#endpoints.values()) endpoint.release();
   }
 
+  async #openOnce<T>(
+    kind: OpenedKind,
+    name: string,
+    address: EndpointAddress | DatagramAddress,
+    open: (at: never) => T,
+  ): Promise<Awaited<T>> {
+    checkedName(name, this.#limits);
+    if (this.#store) checkedStoreName(name);
+    this.#checkListening(name);
+    if (this.#endpoints.has(name) || this.#opening.has(name)) {
+      throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
+    }
+    this.#opening.add(name);
+    try {
+      return await this.#open(kind, name, address, open);
+    } finally {
+      this.#opening.delete(name);
+    }
+  }
+
   /** Wherever this waits, the program may close this process, and a successor may replace it. */
-  async #open<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
+  async #open<T>(
+    kind: OpenedKind,
+    name: string,
+    address: EndpointAddress | DatagramAddress,
+    open: (at: never) => T,
+  ): Promise<Awaited<T>> {
     const wanted = await resolveAddress(this.#runtime, address);
     this.#checkListening(name);
-    const { native, endpoint, isNew } = await openEndpoint(this.#sources, name, wanted, address, open);
+    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open);
     this.#add(endpoint, isNew);
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
-    this.#moves.opened(endpoint, native);
+    if (kind === "listener") this.#moves.opened(endpoint, native);
     return native;
   }
 
@@ -561,7 +612,10 @@ export class Takeover implements AsyncDisposable {
     const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
-    for (const endpoint of this.#endpoints.values()) endpoint.release();
+    for (const endpoint of this.#endpoints.values()) {
+      // Late answers come from the address that was asked; connections are sockets of their own.
+      if (endpoint.kind === "listener" || !claimed.includes(endpoint.name)) endpoint.release();
+    }
     const outcome: Outcome = {
       role: "incumbent",
       from: this.#self(),
@@ -589,6 +643,7 @@ export class Takeover implements AsyncDisposable {
     const ended = await connectionsEnd(this.#runtime, addresses, drainMs, () => this.#moves.mayPassThrough);
     clearTimeout(timer);
     await this.#moves.stop();
+    for (const endpoint of this.#endpoints.values()) endpoint.release();
     const drained = { ...ended, connections: this.#moves.departed };
     await this.#reporting.idle();
     this.#emitter.emit("drained", drained);

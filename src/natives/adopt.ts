@@ -27,7 +27,7 @@ export interface AdoptOptions {
   readonly openMs?: number;
 }
 
-/** Where a callback of `adoptDatagram` opens its socket, in the words of all runtimes. */
+/** Where a callback of `bind` or `adoptDatagram` opens its socket, in the words of all runtimes. */
 export interface DatagramOpening {
   /** Numeric, of the family of the socket that is adopted. */
   readonly hostname: string;
@@ -171,7 +171,11 @@ export function checkedSocket(runtime: Runtime, descriptor: Descriptor, kind: Ad
  *
  * @throws {TakeoverError} `ERR_TAKEOVER_ADOPT` when it does not.
  */
-export function checkHeld(runtime: Runtime, { what, cookie, local, peer }: Given, descriptor: number): void {
+export function checkHeld(
+  runtime: Runtime,
+  { what, cookie, local, peer }: Pick<Given, "what" | "cookie" | "local" | "peer">,
+  descriptor: number,
+): void {
   const isHeld = cookieOf(runtime, descriptor) === cookie && isSame(localAddress(runtime, descriptor), local) &&
     isPeer(peerAddress(runtime, descriptor), peer);
   if (!isHeld) {

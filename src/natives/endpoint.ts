@@ -26,9 +26,12 @@ import {
   type SocketIdentity,
 } from "../sockets/socket.ts";
 
+/** What an endpoint does: it accepts connections, for the application or for a successor, or receives datagrams. */
+export type EndpointKind = "control" | "listener" | "datagram";
+
 /** What an endpoint is made of. */
 export interface EndpointParts {
-  readonly kind: "control" | "listener";
+  readonly kind: EndpointKind;
   readonly name: string;
   /** The native server's descriptor. */
   readonly descriptor: number;
@@ -52,7 +55,7 @@ interface Loan {
 
 /** One listening socket of this process. */
 export class Endpoint {
-  readonly kind: "control" | "listener";
+  readonly kind: EndpointKind;
   readonly name: string;
   readonly descriptor: number;
   readonly identity: SocketIdentity;

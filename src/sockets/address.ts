@@ -34,6 +34,37 @@ export interface UnixEndpoint {
 /** Where an endpoint is to be. */
 export type EndpointAddress = TcpEndpoint | UnixEndpoint;
 
+/** A UDP address to receive on. */
+export interface UdpEndpoint {
+  /** 0 to 65535; 0 lets the kernel choose, once: successors inherit the choice. */
+  readonly port: number;
+  /** A numeric address or a host name; `0.0.0.0` when left out. `::` is dual stack. */
+  readonly hostname?: string;
+  /** For an IPv6 address: take no IPv4 (ipv6(7), IPV6_V6ONLY). */
+  readonly ipv6Only?: boolean;
+  /** Lets other sockets of this user be bound there, too; the kernel spreads over them (socket(7), SO_REUSEPORT). */
+  readonly reusePort?: boolean;
+  /**
+   * How many bytes may wait in the socket, the kernel's own among them: what comes while one process replaces the
+   * other waits there. net.core.rmem_default when left out, at most net.core.rmem_max without CAP_NET_ADMIN
+   * (socket(7), SO_RCVBUF, which doubles it).
+   */
+  readonly receiveBufferSize?: number;
+}
+
+/** A Unix path to receive datagrams on, which only Deno does. */
+export interface UnixDatagramEndpoint {
+  /** At most 107 bytes; macOS 103. */
+  readonly path: string;
+  /** The permissions of the path, for instance 0o660; what the umask leaves when left out. */
+  readonly mode?: number;
+  /** As for UDP. */
+  readonly receiveBufferSize?: number;
+}
+
+/** Where an endpoint for datagrams is to be. */
+export type DatagramAddress = UdpEndpoint | UnixDatagramEndpoint;
+
 /**
  * What the callback of `listen` passes on to its server, under the names that
  * `Deno.serve`, `Bun.serve`, `node:net` and the frameworks know. On Linux it is
@@ -66,7 +97,10 @@ export const defaultBacklog = 4_096;
  *
  * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` when it names no usable address.
  */
-export async function resolveAddress(runtime: Runtime, wanted: EndpointAddress): Promise<SocketAddress> {
+export async function resolveAddress(
+  runtime: Runtime,
+  wanted: EndpointAddress | DatagramAddress,
+): Promise<SocketAddress> {
   if ("path" in wanted) {
     if (typeof wanted.path === "string" && wanted.path !== "") return { family: "unix", path: wanted.path };
     throw new TakeoverError("ERR_TAKEOVER_ADDRESS", `Cannot listen on the path ${JSON.stringify(wanted.path)}: expected a text`);

@@ -83,8 +83,8 @@ export const nodeUpgradeKind: HttpKind = {
   open: (drain, { wait }) =>
     openNode(drain, wait, (server) => {
       server.on("upgrade", (_request, socket) => {
-        socket.on("error", () => {}).write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
-        server.once("close", () => socket.destroy());
+        socket.on("error", () => {}).on("end", () => socket.destroy()).resume();
+        socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
       });
     }),
 };
@@ -211,10 +211,14 @@ export async function found({ source, connections }: Serving, count: number): Pr
 }
 
 /** Asks for a while, and expects none to be frozen. */
-export async function noneFrozen({ source }: Serving, ms = 80, isLast = false): Promise<void> {
+export async function noneFrozen({ source, connections }: Serving, ms = 80, isLast = false): Promise<void> {
   const end = Date.now() + ms;
   while (Date.now() < end) {
-    for (const movable of source.ready(64, isLast)) assert.equal(movable.freeze(), null, "it was frozen");
+    for (const movable of source.ready(64, isLast)) {
+      const connection = movable.freeze();
+      const reasons = [...connections.of("web")].map(({ isFrozen, verdict }) => `${isFrozen}: ${verdict.reason}`);
+      assert.equal(connection, null, `it was frozen (${reasons.join(", ")})`);
+    }
     await sleep(5);
   }
 }

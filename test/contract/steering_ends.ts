@@ -11,13 +11,17 @@ import { formatAddress, type InetAddress } from "../../src/c/sockaddr.ts";
 import { receiveMessage, sendMessage } from "../../src/channels/message.ts";
 import { isSystemError } from "../../src/errors.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { bindSocket, connectSocket, openSocket } from "../../src/sockets/socket.ts";
-import { anyHops, mostHops, setLeastHops } from "../../src/steering/least_hops.ts";
+import { bindSocket, connectSocket, openSocket, setIntegerOption } from "../../src/sockets/socket.ts";
+import { mostHops, setLeastHops } from "../../src/steering/least_hops.ts";
 import { openGroup, type ReuseportGroup } from "../../src/steering/reuseport.ts";
 import type { GroupType } from "../../src/steering/socket_diag.ts";
 import { runtime } from "./support.ts";
 
 const { abi, libc } = runtime;
+
+/** Linux's TCP_DEFER_ACCEPT (tcp(7)). */
+const IPPROTO_TCP = 6;
+const TCP_DEFER_ACCEPT = 9;
 
 /** Any port of this machine alone. */
 export const anywhere: InetAddress = { family: "inet", hostname: "127.0.0.1", port: 0 };
@@ -65,27 +69,23 @@ export function countsAt(sockets: readonly OwnedDescriptor[]): number[] {
 }
 
 /** Connections to an address, which on loopback wait in an accept queue then. */
-export function connections(count: number, { family, hostname, port }: InetAddress): OwnedDescriptor[] {
-  return Array.from({ length: count }, () => {
-    const socket = new OwnedDescriptor(runtime, openSocket(runtime, family, "stream"));
-    begin(socket, { family, hostname, port });
-    return socket;
-  });
+export function connections(count: number, address: InetAddress): OwnedDescriptor[] {
+  return begun(count, address, () => {});
 }
 
-/** Clients that are deaf: the server's half of their handshakes never ends, until they hear again. */
+/**
+ * Connections whose clients believe themselves connected while the server still
+ * waits for the last packet of the handshake. A client that waits for data
+ * itself (TCP_DEFER_ACCEPT) sends it up to 200 ms late, to save one
+ * (net/ipv4/tcp_input.c, tcp_rcv_synsent_state_process).
+ */
+export function lateConnections(count: number, address: InetAddress): OwnedDescriptor[] {
+  return begun(count, address, (number) => setIntegerOption(runtime, number, IPPROTO_TCP, TCP_DEFER_ACCEPT, 1));
+}
+
+/** Handshakes that never end: their clients hear nothing that the server says. */
 export function deafConnections(count: number, address: InetAddress): OwnedDescriptor[] {
-  return Array.from({ length: count }, () => {
-    const socket = new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream"));
-    setLeastHops(runtime, socket.number, address.family, { inet: mostHops, inet6: mostHops });
-    begin(socket, address);
-    return socket;
-  });
-}
-
-/** Lets them hear: the server says it again, about a second after it said so first. */
-export function hear(clients: readonly OwnedDescriptor[], { family }: InetAddress): void {
-  for (const { number } of clients) setLeastHops(runtime, number, family, anyHops);
+  return begun(count, address, (number) => setLeastHops(runtime, number, address.family, { inet: mostHops, inet6: mostHops }));
 }
 
 /** Writes one byte to a connection that was accepted, and closes it. */
@@ -103,6 +103,15 @@ export function outcomes(clients: readonly OwnedDescriptor[]): Record<string, nu
     counts[name] = (counts[name] ?? 0) + 1;
   }
   return counts;
+}
+
+function begun(count: number, address: InetAddress, prepare: (number: number) => void): OwnedDescriptor[] {
+  return Array.from({ length: count }, () => {
+    const socket = new OwnedDescriptor(runtime, openSocket(runtime, address.family, "stream"));
+    prepare(socket.number);
+    begin(socket, address);
+    return socket;
+  });
 }
 
 function begin(socket: OwnedDescriptor, address: InetAddress): void {

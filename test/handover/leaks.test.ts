@@ -88,18 +88,20 @@ test("an incumbent takes no processor time during the lease, nor while a connect
   for (const runtime of runtimes) {
     await using relay = await Relay.open({ SETTLE_MS: "3000", DRAIN_MS: "60000" });
     const incumbent = await relay.next(runtime);
+    // A request that is not whole keeps its connection here; any other would move.
     const socket = net.connect(relay.port, "127.0.0.1");
     socket.write("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     await new Promise((resolve) => socket.once("data", resolve));
+    socket.write("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1");
     await relay.next(runtime);
     await incumbent.event("released");
     const leased = await ticksIn(incumbent, 1_500);
     await incumbent.event("settled");
     const draining = await ticksIn(incumbent, 1_500);
     console.log(`${runtime}: ${leased} ticks of 10 ms in 1.5 s of the lease, ${draining} in 1.5 s of draining`);
-    // A descriptor that spins takes 150.
-    assert.ok(leased <= 15, `${leased} ticks in the lease`);
-    assert.ok(draining <= 15, `${draining} ticks while draining`);
+    // A descriptor that spins takes 150; to see whether a connection may move takes a few.
+    assert.ok(leased <= 40, `${leased} ticks in the lease`);
+    assert.ok(draining <= 40, `${draining} ticks while draining`);
     socket.destroy();
     assert.equal(await incumbent.ended, 0, incumbent.stderr);
   }

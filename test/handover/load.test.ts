@@ -48,6 +48,7 @@ function assertNothingLost(report: LoadReport): void {
   console.log(summaryOf(report));
   assert.deepEqual(report.failures, {});
   assert.equal(report.failed, 0);
+  assert.equal(report.announced, 0, "no kept connection is told to end: they move");
   assert.equal(Object.keys(report.byServer).length, handOverCount + 1, "every generation answered");
 }
 

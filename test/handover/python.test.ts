@@ -93,31 +93,40 @@ describe("Connections of a peer in Python", { skip: skipReason }, () => {
       await using scratch = await Scratch.make();
       const env = { TAKEOVER: scratch.path, PORT: "0", SETTLE_MS: "100", DRAIN_MS: "20000", ECHO: "1" };
       await using stack = new AsyncDisposableStack();
-      const start = [
-        () => startPeer(env),
-        () => new Server(runtime, "examples/echo.ts", env),
-        () => startPeer(env),
-      ];
-      let clients: Clients | null = null;
       let incumbent: Server | null = null;
-      for (const [index, begin] of start.entries()) {
-        const server: Server = stack.use(begin());
-        const ready = await server.event("ready");
-        env.PORT = String(portOf(ready));
-        if (incumbent) {
-          const { moved, remaining } = await incumbent.event("drained");
-          assert.deepEqual([moved, remaining], [connectionCount, 0]);
-          assert.equal(await endOf(incumbent), 0, incumbent.stderr);
-        }
-        clients ??= stack.use(await Clients.connect(portOf(ready), connectionCount));
-        // The half that went before the hand-over, and one more half that goes with the next.
-        clients.send("lf\nha");
-        const answer = `${index + 1} ${server.pid} ${index + 1}\n`;
-        await clients.hear(answer);
-        incumbent = server;
-      }
+      const next = async (server: Server): Promise<Server> => {
+        env.PORT = String(portOf(await stack.use(server).event("ready")));
+        if (incumbent) await assertMoved(incumbent);
+        return incumbent = server;
+      };
+      const first = await next(startPeer(env));
+      using clients = await Clients.connect(Number(env.PORT), connectionCount);
+      clients.send("one\nha");
+      await clients.hear(`1 ${first.pid} 1\n`);
+      // The half goes through two processes, and nobody but them has it.
+      await next(new Server(runtime, "examples/echo.ts", env));
+      const third = await next(startPeer(env));
+      assert.deepEqual(await count(third), [connectionCount, "ha".length * connectionCount]);
+      clients.send("lf\nha");
+      await clients.hear(`2 ${third.pid} 3\n`);
+      const fourth = await next(new Server(runtime, "examples/echo.ts", env));
+      clients.send("lf\n");
+      await clients.hear(`3 ${fourth.pid} 4\n`);
     }));
 });
+
+/** All of its connections have gone, and it has ended well. */
+async function assertMoved(incumbent: Server): Promise<void> {
+  const { moved, remaining } = await incumbent.event("drained");
+  assert.deepEqual([moved, remaining], [connectionCount, 0]);
+  assert.equal(await endOf(incumbent), 0, incumbent.stderr);
+}
+
+/** How many connections have come to a peer, and how many bytes to be read again. */
+async function count(peer: Server): Promise<unknown[]> {
+  const { count, unreadSize } = await peer.event("arrived");
+  return [count, unreadSize];
+}
 
 /** Connections that say the same. */
 class Clients implements Disposable {

@@ -16,7 +16,7 @@ import { Server } from "../support/server.ts";
 const port = 24_771;
 
 /** One request, and the session's ticket, if there came one. */
-async function ask(session?: Buffer): Promise<{ generation: string; isResumed: boolean; session?: Buffer }> {
+async function ask(session?: Buffer | undefined): Promise<{ generation: string; isResumed: boolean; session?: Buffer | undefined }> {
   const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false, ...session && { session } });
   const tickets: Buffer[] = [];
   socket.on("session", (ticket) => tickets.push(ticket));

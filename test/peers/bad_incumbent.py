@@ -4,8 +4,10 @@ import json
 import os
 import select
 import socket
+import sys
 import time
 
+from bad_moves import incumbent_moves
 from incumbent import Incumbent
 from steps import RAW, listen_to, split, walk
 from wire import (
@@ -55,7 +57,8 @@ class HostileListeners:
 def meet(listeners, misbehave, argument):
     """Misbehaves towards one connection after the other: a successor that was lost comes again."""
     endpoints = [("control", "", listeners.control), ("listener", "web", listeners.web)]
-    incumbent = Incumbent(Frames(listeners.accept()), endpoints, 1, listeners.accept_join)
+    has_connections = misbehave is incumbent_with_moves
+    incumbent = Incumbent(Frames(listeners.accept()), endpoints, 1, listeners.accept_join, has_connections)
     incumbent.listeners = listeners
     try:
         misbehave(incumbent, argument)
@@ -336,7 +339,22 @@ def incumbent_many(incumbent, argument):
     incumbent_aborted(incumbent)
 
 
+def incumbent_with_moves(incumbent, name):
+    """An honest hand-over on the first connection, and not on the second."""
+    incumbent.take_hello()
+    incumbent.send_offer()
+    incumbent.take_join()
+    incumbent.send_batches()
+    incumbent.take_ready()
+    incumbent.send_lease()
+    incumbent_moves(incumbent, name)
+    incumbent.follow_lease()
+    incumbent.send_released()
+    sys.exit(0)
+
+
 INCUMBENT = {
+    "moves": incumbent_with_moves,
     "send": incumbent_send,
     "send-all": incumbent_send_all,
     "send-raw": incumbent_send_raw,

@@ -6,6 +6,7 @@ import select
 import socket
 import time
 
+from bad_moves import successor_moves
 from steps import RAW, listen_to, split, walk
 from successor import Successor
 from wire import DESCRIPTORS_PER_MESSAGE, OMITTED, Frames, connect, encode, say
@@ -171,7 +172,15 @@ def successor_descriptors(successor, argument):
     successor_refused(successor)
 
 
+def successor_with_moves(successor, name):
+    """Honest up to the lease on the first connection, and not on the second."""
+    successor = Successor(successor.path, successor.frames.connection, moves=True)
+    walk(SUCCESSOR_STEPS, successor, "lease")
+    successor_moves(successor, name)
+
+
 SUCCESSOR = {
+    "moves": successor_with_moves,
     "send": successor_send,
     "send-all": successor_send_all,
     "send-raw": successor_send_raw,

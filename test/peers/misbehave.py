@@ -9,6 +9,7 @@ honest one: successor when somebody answers on the path, else incumbent.
     close:STEP             goes on honestly through STEP, then closes its connections
     hold:STEP              goes on honestly through STEP, then only listens
     die:STEP               (incumbent) goes on honestly through STEP, then ends
+    moves:NAME             goes on honestly through the lease, and breaks the moves (bad_moves.py)
 
 and what bad_successor.py and bad_incumbent.py have besides.
 

@@ -151,12 +151,13 @@ class Arrivals(threading.Thread):
     """The successor's side: everything that comes is served."""
 
     def __init__(self, connection, echo, ended):
-        """`ended(count)` is called with how many came."""
+        """`ended(count, unread_size)` is called with how many came, and how many bytes to be read again."""
         super().__init__(daemon=True)
         self._frames = MoveFrames(connection)
         self._echo = echo
         self._ended = ended
         self._count = 0
+        self._unread_size = 0
         # (socket, count, unread) by the number of their move.
         self._kept = {}
 
@@ -175,7 +176,7 @@ class Arrivals(threading.Thread):
             for sock, _, _ in kept:
                 sock.close()
         self._frames.close()
-        self._ended(self._count)
+        self._ended(self._count, self._unread_size)
 
     @staticmethod
     def _room():
@@ -213,9 +214,10 @@ class Arrivals(threading.Thread):
         self._frames.send({"type": "kept", "number": head["number"], "room": self._room(), "refused": refused})
 
     def _own(self, number):
-        for kept in self._kept.pop(number):
-            self._echo.add(*kept)
+        for sock, count, unread in self._kept.pop(number):
+            self._echo.add(sock, count, unread)
             self._count += 1
+            self._unread_size += len(unread)
 
 
 def refusal(index, code):

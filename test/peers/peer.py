@@ -122,7 +122,7 @@ class Peer:
         self._open(control, web or bind_web(self.settings))
         self._ready(inherited=web is not None)
         if successor.moves:
-            Arrivals(successor.second, self.echo, lambda count: self._say("arrived", count=count)).start()
+            Arrivals(successor.second, self.echo, self._arrived).start()
         threading.Thread(target=successor.keep_alive, daemon=True).start()
         threading.Thread(target=self._settle, args=[successor], daemon=True).start()
 
@@ -150,6 +150,9 @@ class Peer:
     def _ready(self, inherited):
         hostname, port = self.web.listener.getsockname()[:2]
         self._say("ready", inherited=inherited, addr=f"{hostname}:{port}")
+
+    def _arrived(self, count, unread_size):
+        self._say("arrived", count=count, unreadSize=unread_size)
 
     def _settle(self, successor):
         start = time.monotonic()
@@ -251,6 +254,9 @@ class Peer:
             self.control.close()
             os.unlink(self.settings.path)
         start = time.monotonic()
+        if self._departures:
+            # What is on its way is nobody's to count.
+            self._departures.join(self.settings.drain_s)
         while self._open_count() > 0 and time.monotonic() - start < self.settings.drain_s:
             time.sleep(0.01)
         moved = self._departures.moved_count if self._departures else 0

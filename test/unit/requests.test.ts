@@ -97,14 +97,28 @@ test("Requests: at rest, those that have ended do not pile up", () => {
   assert.ok(requests.size <= 64, `${requests.size} are kept`);
 });
 
-test("Requests: at rest nobody's address is asked for, but of a few", () => {
+test("Requests: at rest nobody's address is asked of Bun, but of a few", () => {
   const requests = new Requests();
   let asked = 0;
-  for (let count = 0; count < 1_000; count++) {
-    const info = { completed: Promise.resolve(), get remoteAddr() { return asked++, { hostname: "192.0.2.1", port: 1 }; } };
-    requests.fetch(request(), info);
-  }
+  const requestIP = () => (asked++, { address: "192.0.2.1", port: 1 });
+  for (let count = 0; count < 1_000; count++) requests.fetch(request(), { requestIP });
   assert.ok(asked <= 64 + 1_000 / 16, `${asked} of 1000`);
+});
+
+test("Requests.markOf remembers an upgrade of Deno's, after which it tells no address", () => {
+  const requests = new Requests();
+  let isClosed = false;
+  const info = {
+    completed: Promise.resolve(),
+    get remoteAddr() {
+      if (isClosed) throw new TypeError("Request closed");
+      return { hostname: "192.0.2.1", port: 5_000 };
+    },
+  };
+  const open = requests.fetch(request(), info);
+  isClosed = true;
+  requests.returned(open, { status: 101 });
+  assert.equal(requests.markOf("192.0.2.1 5000"), "upgraded");
 });
 
 test("Requests.watch tells of those that begin and end, and of whose they are", async () => {

@@ -1,0 +1,84 @@
+/**
+ * Datagram sockets of our own, bound through libc: UDP and Unix.
+ *
+ * @module
+ */
+
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { checked, isSystemError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import type { DatagramAddress } from "./address.ts";
+import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
+import { bindSocket, connectSocket, openSocket, setIntegerOption } from "./socket.ts";
+
+/** Linux's options (socket(7)); the last is SO_RCVBUF without its limit, for CAP_NET_ADMIN. */
+const SO_REUSEPORT = 15;
+const SO_RCVBUF = 8;
+const SO_RCVBUFFORCE = 33;
+
+/** The same of macOS (sys/socket.h). */
+const darwin = { reusePort: 0x0200, receiveBuffer: 0x1002 } as const;
+
+/**
+ * Binds a datagram socket. Without `reusePort` nobody else can bind its
+ * address: two processes that share it are two copies of one socket.
+ *
+ * @param options As the application gave them.
+ * @returns A non-blocking socket; the caller owns it.
+ * @throws {SystemError} For instance `EADDRINUSE`.
+ */
+export function bindDatagram(runtime: Runtime, address: SocketAddress, options: DatagramAddress): OwnedDescriptor {
+  const { abi, libc } = runtime;
+  const { SOL_SOCKET, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, "dgram")), (socket) => {
+    const mode = "mode" in options ? options.mode : undefined;
+    // As with a listener: the path never has more permissions than were asked for.
+    if (mode !== undefined) checked(abi, "fchmod", libc.fchmod(socket.number, mode));
+    if (address.family === "inet6") {
+      const only = "ipv6Only" in options && options.ipv6Only === true;
+      setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
+    }
+    if ("reusePort" in options && options.reusePort) {
+      setIntegerOption(runtime, socket.number, SOL_SOCKET, abi.platform === "linux" ? SO_REUSEPORT : darwin.reusePort, 1);
+    }
+    if (options.receiveBufferSize !== undefined) setReceiveBuffer(runtime, socket.number, options.receiveBufferSize);
+    bindSocket(runtime, socket.number, address);
+    if (address.family === "unix" && mode !== undefined) {
+      checked(abi, "chmod", libc.chmod(cString(address.path), mode), address.path);
+    }
+    return new OwnedDescriptor(runtime, socket.take());
+  });
+}
+
+/**
+ * Whether a socket is bound to a Unix path, of whatever type. A path that is
+ * missing or stale has none.
+ *
+ * @throws {SystemError} When it cannot be told, for instance `EACCES`.
+ */
+export function isPathBound(runtime: Runtime, path: string): boolean {
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, "unix", "dgram")), ({ number }) => {
+    try {
+      connectSocket(runtime, number, { family: "unix", path });
+      return true;
+    } catch (error) {
+      if (isSystemError(error, "ENOENT", "ECONNREFUSED")) return false;
+      // Another type, and somebody's; or one that is connected to somebody else.
+      if (isSystemError(error, "EPROTOTYPE", "EPERM")) return true;
+      throw error;
+    }
+  });
+}
+
+/** The kernel cuts the size at net.core.rmem_max, unless the process may pass that. */
+function setReceiveBuffer(runtime: Runtime, descriptor: number, size: number): void {
+  const { abi } = runtime;
+  const { SOL_SOCKET } = abi.constants;
+  if (abi.platform !== "linux") return setIntegerOption(runtime, descriptor, SOL_SOCKET, darwin.receiveBuffer, size);
+  try {
+    setIntegerOption(runtime, descriptor, SOL_SOCKET, SO_RCVBUFFORCE, size);
+  } catch (error) {
+    if (!isSystemError(error, "EPERM")) throw error;
+    setIntegerOption(runtime, descriptor, SOL_SOCKET, SO_RCVBUF, size);
+  }
+}

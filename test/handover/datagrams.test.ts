@@ -1,0 +1,111 @@
+/**
+ * Datagrams are neither lost nor doubled, and the load client would notice: it
+ * is first shown a way of deploying that loses.
+ *
+ * `DATAGRAMS_PER_SECOND` is the load; 4,000 when it is not set.
+ */
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { test } from "node:test";
+import { binaries, commandFor, root } from "../support/binaries.mjs";
+import type { DatagramPlan, DatagramReport } from "../support/datagram_load.ts";
+import { Relay, sleep } from "../support/relay.ts";
+import { nineHandOvers, type RuntimeName, type Server } from "../support/server.ts";
+
+const perSecond = Number(process.env.DATAGRAMS_PER_SECOND ?? 4_000);
+const restMs = 250;
+const example = "examples/udp.ts";
+
+/** Deno has datagram sockets with a flag only. */
+function commandOf(runtime: RuntimeName): readonly string[] {
+  const [program, ...args] = commandFor(runtime, join(root, example));
+  return runtime === "deno" ? [program!, args[0]!, "--unstable-net", ...args.slice(1)] : [program!, ...args];
+}
+
+async function relayed(env: Record<string, string> = {}): Promise<Relay> {
+  return await Relay.open({ SETTLE_MS: "50", DRAIN_MS: "2000", ...env }, example);
+}
+
+async function next(relay: Relay, runtime: RuntimeName, env: Record<string, string> = {}): Promise<Server> {
+  return await relay.next(runtime, env, commandOf(runtime));
+}
+
+/** Load in a process of its own. */
+class Load implements Disposable {
+  readonly #child;
+  /** The last line. */
+  readonly #report: Promise<DatagramReport>;
+  /** Resolves when every flow has had an answer. */
+  readonly begun: Promise<void>;
+
+  constructor(plan: DatagramPlan) {
+    const command = ["--no-warnings", join(root, "test/support/datagram_load.ts"), JSON.stringify(plan)];
+    this.#child = spawn(binaries.node26, command, { stdio: ["ignore", "pipe", "inherit"] });
+    let begin = () => {};
+    this.begun = new Promise((resolve) => begin = resolve);
+    this.#report = new Promise((resolve, reject) => {
+      createInterface({ input: this.#child.stdout }).on("line", (line) => {
+        const found = JSON.parse(line) as DatagramReport;
+        if (found.done) resolve(found);
+        else begin();
+      });
+      this.#child.once("close", (status, signal) => reject(new Error(`The load client ended with ${status ?? signal}`)));
+    });
+    this.#report.catch(() => {});
+  }
+
+  static async start(relay: Relay): Promise<Load> {
+    const load = new Load({ port: relay.port, flowCount: 64, perSecond });
+    await Promise.race([load.begun, load.#report]);
+    return load;
+  }
+
+  async stop(): Promise<DatagramReport> {
+    this.#child.kill("SIGTERM");
+    const report = await this.#report;
+    console.log(JSON.stringify(report));
+    return report;
+  }
+
+  [Symbol.dispose](): void {
+    this.#child.kill("SIGKILL");
+  }
+}
+
+function assertNothingLost(report: DatagramReport, generationCount: number): void {
+  assert.deepEqual(report.failures, {});
+  assert.equal(report.answered, report.sent);
+  assert.equal(report.bufferErrors, 0);
+  assert.equal(Object.keys(report.byGeneration).length, generationCount, "every generation answered");
+}
+
+test("stop-then-start loses datagrams, and the load client counts them", async () => {
+  await using relay = await relayed();
+  const old = await next(relay, "node");
+  using load = await Load.start(relay);
+  await sleep(restMs);
+  old.signal("SIGKILL");
+  await old.ended;
+  await next(relay, "node");
+  await sleep(restMs);
+  const { failures } = await load.stop();
+  assert.ok((failures.unanswered ?? 0) > 0);
+});
+
+test("nine hand-overs through all pairs of runtimes lose and double no datagram", async () => {
+  await using relay = await relayed();
+  await next(relay, nineHandOvers[0]!);
+  using load = await Load.start(relay);
+  for (const runtime of nineHandOvers.slice(1)) {
+    await sleep(restMs);
+    await next(relay, runtime);
+    await relay.settled();
+  }
+  await sleep(restMs);
+  assertNothingLost(await load.stop(), nineHandOvers.length);
+  for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
+});
