@@ -66,7 +66,8 @@ function findServers(): void {
 }
 
 function listOf(server: net.Server): ParserList | undefined {
-  const symbol = Object.getOwnPropertySymbols(server).find(({ description }) => description === "http.server.connections");
+  const isList = ({ description }: symbol) => description === "http.server.connections";
+  const symbol = Object.getOwnPropertySymbols(server).find(isList);
   return symbol && (server as unknown as Record<symbol, ParserList | undefined>)[symbol];
 }
 

@@ -15,7 +15,7 @@ import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from ".
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { HttpSocket, Runtime } from "../runtime.ts";
 import { cameThrough } from "../sockets/address.ts";
-import { openDescriptors, OwnedDescriptor, walkDescriptors } from "../sockets/descriptors.ts";
+import { openDescriptors, type OwnedDescriptor, walkDescriptors } from "../sockets/descriptors.ts";
 import { register, type Registration } from "../sockets/event_loop.ts";
 import { unreadSize, unsentSize } from "../sockets/queues.ts";
 import {
@@ -174,7 +174,10 @@ export class HttpConnections {
   start(endpoint: string, ask: () => void): void {
     this.#askers.set(endpoint, ask);
     if (this.#askers.size > 1) return;
-    const watcher: RequestWatcher = { began: (request) => this.#began(request), ended: (request) => this.#ended(request) };
+    const watcher: RequestWatcher = {
+      began: (request) => this.#began(request),
+      ended: (request) => this.#ended(request),
+    };
     this.#unwatch = this.#options.requests.watch(watcher);
     for (const { peer, obstacle } of this.#options.requests.open) this.#count(peer, 1, obstacle);
     this.#listen();
@@ -335,7 +338,8 @@ export class HttpConnections {
     if (!peer || isListening(this.#runtime, descriptor)) return null;
     const cookie = cookieOf(this.#runtime, descriptor);
     if (this.#options.isExcluded?.(descriptor, cookie)) return null;
-    return this.#add(new HttpConnection(descriptor, cookie, endpoint.name, peer.family === "unix" ? null : peerKey(peer)));
+    const key = peer.family === "unix" ? null : peerKey(peer);
+    return this.#add(new HttpConnection(descriptor, cookie, endpoint.name, key));
   }
 
   #add(connection: HttpConnection): HttpConnection {
@@ -422,7 +426,7 @@ export class HttpConnections {
     return hasRoom && isSame && this.#beat - settled.beat >= settledBeats;
   }
 
-  /** A request that was watched, and after which nothing came, is a proof; without one there may be something against it. */
+  /** A request that was watched, and after which nothing came, is a proof; else something may be against it. */
   #doubt({ peer, requestCount, boundarySize }: HttpConnection, readSize: number): string | null {
     const { requests, webSocketCount } = this.#options;
     const mark = requests.markOf(peer!);
@@ -579,6 +583,7 @@ export class HttpConnections {
 /** The one at the very address, else the first that a connection can have come through. */
 function endpointOf(endpoints: readonly HttpEndpoint[], local: SocketAddress): HttpEndpoint | null {
   const possible = endpoints.filter(({ address }) => cameThrough(local, address));
-  return possible.find(({ address }) => "hostname" in address && "hostname" in local && address.hostname === local.hostname) ??
-    possible[0] ?? null;
+  const isThere = ({ address }: HttpEndpoint) =>
+    address.family !== "unix" && local.family !== "unix" && address.hostname === local.hostname;
+  return possible.find(isThere) ?? possible[0] ?? null;
 }

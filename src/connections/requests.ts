@@ -148,7 +148,8 @@ class Entry implements OpenRequest {
   /** Whether the runtime has finished its answer. */
   get isDone(): boolean {
     if (this.kind === "bun") return this.isReturned && (this.beside as BunServer).requestIP(this.request) === null;
-    if (this.kind === "node") return (this.beside as ResponseLike).destroyed === true && this.request.complete !== false;
+    const { destroyed } = this.beside as ResponseLike;
+    if (this.kind === "node") return destroyed === true && this.request.complete !== false;
     return this.kind === "unknown" && this.isReturned;
   }
 }
@@ -330,7 +331,7 @@ export class Requests {
   }
 }
 
-/** A peer as a text: IPv4 in IPv6 (`::ffff:192.0.2.1`), which a dual-stack listener shows, is the same host as without. */
+/** A peer as a text: IPv4 in IPv6 (`::ffff:192.0.2.1`), as a dual-stack listener shows it, is the same host. */
 export function peerKey({ hostname, port }: RequestPeer): string {
   return `${hostname.replace(/^::ffff:(?=\d+\.)/i, "")} ${port}`;
 }
@@ -392,7 +393,7 @@ function sizeOf(request: RequestLike): number {
   const target = url.replace(/^https?:\/\/[^/]*/, "");
   let size = method.length + target.length + "  HTTP/1.1\r\n\r\n".length;
   const line = (value: string, name: string): void => void (size += name.length + value.length + ": \r\n".length);
-  if (rawHeaders) for (let index = 0; index < rawHeaders.length; index += 2) line(rawHeaders[index + 1]!, rawHeaders[index]!);
+  if (rawHeaders) rawHeaders.forEach((value, index) => void (index % 2 === 1 && line(value, rawHeaders[index - 1]!)));
   else (headers as HeadersLike | undefined)?.forEach(line);
   return size + Number(headerOf(request, "content-length") ?? 0);
 }

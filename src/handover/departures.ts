@@ -18,7 +18,7 @@
 import type { Conversation } from "./conversation.ts";
 import { encodeFrame, jsonSize } from "./frame.ts";
 import { type Kept, type Party, parseKept, parseTakes, refusalOf } from "./move_messages.ts";
-import type { Census, Frozen, Source } from "../connections/movable.ts";
+import type { Census, ConnectionKind, Frozen, Source } from "../connections/movable.ts";
 import { FdChannel } from "../channels/fd_channel.ts";
 import type { SendOptions } from "../channels/sending.ts";
 import { PeerLostError, TakeoverError } from "../errors.ts";
@@ -70,6 +70,14 @@ const overheadFactor = 3;
 /** What a batch carries beside its descriptors, as far as several connections share it. */
 const batchSize = 256 * 1024;
 
+/** How many connections a batch begins with, and how long freezing one, and its answer, should take at most. */
+const leastCount = 16;
+const freezeMs = 4;
+const keptAimMs = 15;
+
+/** What a successor needs for a connection until it is in its place: two more for one that its server accepts. */
+const descriptorsPerConnection: Readonly<Record<ConnectionKind, number>> = { raw: 1, http: 3, websocket: 3 };
+
 /** How often those are asked that could not go before. */
 const askAgainMs = 10;
 
@@ -89,6 +97,8 @@ export class Departures {
   #started = new Set<Source>();
   #taken: readonly Party[] = [];
   #room = 0;
+  /** How many connections the next batch may have. */
+  #batchLimit: number = leastCount;
   #nextNumber = 0;
   #turn = 0;
   #moved = 0;
@@ -237,10 +247,12 @@ export class Departures {
     return null;
   }
 
-  #frozenOf({ source }: Exit): Frozen[] {
+  #frozenOf({ source, kind }: Exit): Frozen[] {
     const room = this.#room - sum(this.#outstanding.map(({ connections }) => connections.length));
-    const limit = Math.min(this.#countLimit, room);
+    const limit = Math.min(this.#batchLimit, Math.floor(room / descriptorsPerConnection[kind]));
+    if (limit < 1) return [];
     const frozen: Frozen[] = [];
+    const start = Date.now();
     let size = 0;
     try {
       for (const movable of source.ready(limit, Date.now() >= this.#lastChanceAt)) {
@@ -250,11 +262,18 @@ export class Departures {
         size += connection.unread.length + stateSize(connection);
         if (size >= batchSize) break;
       }
+      if (frozen.length === limit) this.#adapt(Date.now() - start, freezeMs);
       return frozen;
     } catch (error) {
       forEach(frozen, (connection) => connection.thaw(error));
       throw error;
     }
+  }
+
+  /** Large batches are cheap, and small ones are quick: nobody is to wait long for the last of a batch. */
+  #adapt(tookMs: number, aimMs: number): void {
+    const limit = tookMs > aimMs ? this.#batchLimit / 2 : this.#batchLimit * 2;
+    this.#batchLimit = Math.min(Math.max(leastCount, Math.floor(limit)), this.#countLimit);
   }
 
   /** One that carries too much stays. */
@@ -327,6 +346,7 @@ export class Departures {
     this.#outstanding.shift();
     this.#room = room;
     this.#lastAt = Date.now();
+    if (this.#lastAt - batch.sentAt > keptAimMs) this.#adapt(this.#lastAt - batch.sentAt, keptAimMs);
     try {
       await this.#channel.send(encodeFrame({ type: "yours", number }), [], this.#sending);
     } catch (error) {

@@ -21,6 +21,9 @@ import { isListening, localAddress, peerAddress } from "../sockets/socket.ts";
 /** How often connections are counted while draining. */
 const countEveryMs = 50;
 
+/** So much longer than a count is the pause after it. */
+const idleShare = 20;
+
 /** What became of the connections that a process still had when it was replaced. */
 export interface Drained {
   /** Connections still open when the time was up; they end with the process. */
@@ -134,10 +137,12 @@ export async function connectionsEnd(
 ): Promise<Drained> {
   const start = Date.now();
   for (;;) {
+    const begun = Date.now();
     const remaining = acceptedCount(runtime, addresses);
     const ms = Date.now() - start;
     if (remaining === 0 && !mayCome() || ms >= limitMs) return { remaining, ms };
-    await new Promise((resolve) => setTimeout(resolve, Math.min(countEveryMs, limitMs - ms)));
+    const pauseMs = Math.max(countEveryMs, (Date.now() - begun) * idleShare);
+    await new Promise((resolve) => setTimeout(resolve, Math.min(pauseMs, limitMs - ms)));
   }
 }
 

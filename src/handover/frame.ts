@@ -147,7 +147,7 @@ export class FrameReader {
     throw new TakeoverError(
       "ERR_TAKEOVER_LIMIT",
       `Cannot read a frame with a body of ${bodySize} bytes: expected ${
-        this.#bodyLimit > 0 ? `at most ${this.#bodyLimit} (limit bodySize)` : "none here"
+        this.#bodyLimit > 0 ? `at most ${this.#bodyLimit} (limit unreadSize)` : "none here"
       }`,
     );
   }

@@ -58,6 +58,8 @@ export class Moves {
   readonly #endpoints = new Map<string, Endpoint>();
   readonly #peers: TruePeers;
   readonly #http: HttpConnections;
+  /** Those that went to successors that were lost. */
+  #before: ConnectionCounts = { moved: 0, refused: 0, draining: {} };
   #arrivals: Arrivals | null = null;
   #departures: Departures | null = null;
   #isArriving = false;
@@ -148,6 +150,7 @@ export class Moves {
 
   /** This process has a successor: its connections may go. Resolves when no more will. */
   depart(conversation: Conversation): Promise<void> {
+    this.#before = this.departed;
     this.#departures = new Departures(this.#runtime, this.#limits, conversation, () => this.#exits(), this.#tell);
     return this.#departures.ended;
   }
@@ -175,7 +178,7 @@ export class Moves {
   /** How many have gone. */
   get departed(): ConnectionCounts {
     const { moved = 0, refused = 0, draining = {} } = this.#departures?.progress ?? {};
-    return { moved, refused, draining };
+    return { moved: this.#before.moved + moved, refused: this.#before.refused + refused, draining };
   }
 
   /** How many have come. */

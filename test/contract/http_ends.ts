@@ -107,7 +107,11 @@ async function openNode(
   return { port: (server.address() as net.AddressInfo).port, close };
 }
 
-async function respond(request: http.IncomingMessage, response: http.ServerResponse, wait: () => Promise<void>): Promise<void> {
+async function respond(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  wait: () => Promise<void>,
+): Promise<void> {
   if (request.url === "/held") await wait();
   if (request.url === "/slow") await sleep(20);
   if (request.url === "/big") return void response.end(Buffer.alloc(bigSize, "."));
@@ -173,7 +177,8 @@ export function get(path: string): string {
 /** Waits for an answer that ends with a text. */
 export async function answered(client: OwnedDescriptor, ending = "hello"): Promise<string> {
   let text = "";
-  await until(() => (text += rawRead(client)).includes(ending), () => `an answer with ${ending}, came ${JSON.stringify(text)}`);
+  const isThere = () => (text += rawRead(client)).includes(ending);
+  await until(isThere, () => `an answer with ${ending}, came ${JSON.stringify(text)}`);
   return text;
 }
 
@@ -196,7 +201,7 @@ export async function frozenAll({ source }: Serving, count: number): Promise<Fro
     for (const movable of source.ready(count - found.length, false)) found.push(...freeze(movable));
     return found.length === count;
   };
-  await until(look, () => `${count} connections to be frozen, ${found.length} were; ${JSON.stringify(source.census())}`);
+  await until(look, () => `${count} to be frozen, ${found.length} were; ${JSON.stringify(source.census())}`);
   return found;
 }
 
@@ -207,7 +212,8 @@ function freeze(movable: Movable): Frozen[] {
 
 /** Waits until so many connections have been found. */
 export async function found({ source, connections }: Serving, count: number): Promise<void> {
-  await until(() => (source.ready(0, false), [...connections.of("web")].length === count), () => `${count} connections, ${JSON.stringify(source.census())}`);
+  const areThere = () => (source.ready(0, false), [...connections.of("web")].length === count);
+  await until(areThere, () => `${count} connections, ${JSON.stringify(source.census())}`);
 }
 
 /** Asks for a while, and expects none to be frozen. */

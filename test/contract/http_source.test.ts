@@ -289,7 +289,7 @@ const handshake = "GET /socket HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\n
   "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 function upgradeTests(name: string, kind: HttpKind): void {
-  test(`${name}: a WebSocket that nobody watches is not frozen, whether it was opened before or while others move`, () =>
+  test(`${name}: a WebSocket that nobody watches is not frozen, whenever it was opened`, () =>
     on(kind, async (server) => {
       const clients = [server.connect(), server.connect(), server.connect()] as const;
       const [early, late, plain] = clients;

@@ -49,13 +49,12 @@ def raw(data):
     return lambda frames: frames.connection.sendall(data)
 
 
-def instead(make):
-    """A descriptor that is not the connection that was announced; its move is refused, and done."""
-    def send(frames):
-        bait = Bait()
-        send_descriptors(frames.connection, move(0, [bait.announced()]), [make()])
-        report_and_end(frames)
-    return send
+def others(frames):
+    """Descriptors that are not the connections that were announced, and one that is."""
+    baits = [Bait() for _ in range(5)]
+    descriptors = [os.pipe()[0], epoll(), listening(), other_connection(), baits[-1].number]
+    send_descriptors(frames.connection, move(0, [bait.announced() for bait in baits]), descriptors)
+    report_and_end(frames)
 
 
 def report_and_end(frames):
@@ -122,21 +121,16 @@ def other_connection():
 
 
 INCUMBENT_MOVES = {
-    "done": lambda frames: frames.send({"type": "done"}),
     "wrong-magic": raw(RAW["wrong-magic"]),
     "huge-head": raw(RAW["huge-head"]),
     "huge-body": raw(HEADER.pack(MAGIC, 2, 0xFFFFFFFF) + b"{}"),
-    "kept": raw(encode({"type": "kept", "number": 0, "room": 1, "refused": []})),
     "yours": raw(encode({"type": "yours", "number": 0})),
     "fewer": fewer,
     "more": more,
     "lies": lies,
     "endless": endless,
     "crowded": crowded,
-    "pipe": instead(lambda: os.pipe()[0]),
-    "epoll": instead(epoll),
-    "listener": instead(listening),
-    "other": instead(other_connection),
+    "others": others,
 }
 
 

@@ -115,7 +115,7 @@ test("FrameReader refuses a body over the limit by the header alone, and says wh
   for (const size of [limit + 1, 0xffffffff]) {
     assert.throws(() => new FrameReader(limit, limit).read(headerOf(2, size)), {
       ...takeoverError("ERR_TAKEOVER_LIMIT"),
-      message: `Cannot read a frame with a body of ${size} bytes: expected at most ${limit} (limit bodySize)`,
+      message: `Cannot read a frame with a body of ${size} bytes: expected at most ${limit} (limit unreadSize)`,
     });
   }
 });

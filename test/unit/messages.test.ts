@@ -30,6 +30,7 @@ const hello = {
   room: 100,
   require: ["web"],
   moves: true,
+  datagrams: true,
 };
 const offer = {
   ...{ type: "offer", version: 1, pid: 1, runtime: "bun 1.4.5", generation: 3, endpoints: [control, web] },
@@ -114,6 +115,18 @@ test("parseHello refuses too many required names", () => {
 
 test("parseHello refuses a required name that is none", () => {
   refuses(parseHelloHere, hello, "require", noNames.map((name) => ["web", name]), "ERR_TAKEOVER_LIMIT");
+});
+
+test("parseHello takes nothing but true for datagrams", () => {
+  for (const datagrams of [undefined, null, 1, "true", {}, false]) {
+    assert.equal(parseHelloHere({ ...hello, datagrams }).datagrams, false);
+  }
+});
+
+test("parseOffer takes datagram sockets beside listeners, each name once", () => {
+  const game = { ...web, kind: "datagram", name: "game" };
+  assert.deepEqual(parseOfferHere({ ...offer, endpoints: [control, web, game] }).endpoints, [control, web, game]);
+  refuses(parseOfferHere, offer, "endpoints", [[control, web, { ...game, name: "web" }]]);
 });
 
 test("parseHello takes nothing but true for moves", () => {

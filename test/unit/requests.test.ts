@@ -25,7 +25,11 @@ function incoming(headers: Record<string, string> = { host: "test" }): Record<st
   return { method: "GET", url: "/", httpVersion: "1.1", complete: true, headers, socket };
 }
 
-function request(method = "GET", headers: Record<string, string> = {}, url = "http://test/a?b=1"): Record<string, unknown> {
+function request(
+  method = "GET",
+  headers: Record<string, string> = {},
+  url = "http://test/a?b=1",
+): Record<string, unknown> {
   return { method, url, headers: new Headers({ host: "test", ...headers }) };
 }
 
@@ -167,7 +171,8 @@ test("OpenRequest.obstacle names what cannot move", () => {
   assert.equal(obstacleOf(request(), new FakeInfo()), null);
   assert.equal(obstacleOf(request("GET", {}, "https://test/"), new FakeInfo()), "tls");
   assert.equal(obstacleOf({ url: "http://test/", headers: new Headers() }, new FakeInfo()), "http2");
-  assert.equal(obstacleOf(request(), { completed: Promise.resolve(), remoteAddr: { transport: "unix", path: "/x" } }), "unix");
+  const unix = { completed: Promise.resolve(), remoteAddr: { transport: "unix", path: "/x" } };
+  assert.equal(obstacleOf(request(), unix), "unix");
   assert.equal(obstacleOf(request(), { env: true }), "unproven");
   assert.equal(requests.listener(null, incoming(), {}).obstacle, null);
   assert.equal(requests.listener(null, { ...incoming(), httpVersion: "1.0" }, {}).obstacle, "http2");
