@@ -57,7 +57,7 @@ const beatMs = 4;
 const settledBeats = 2;
 
 /** So much longer than it took is the pause after something that is done again and again. */
-const idleShare = 5;
+const idleShare = 20;
 
 /** How many beats a parked connection waits for the proof, and to be taken. */
 const parkedBeats = 25;
@@ -370,7 +370,8 @@ export class HttpConnections {
     if (this.#options.isExcluded?.(connection.descriptor, connection.cookie)) return this.#forget(connection);
     const candidates = this.#candidates.get(connection.endpoint) ?? new Set();
     this.#candidates.set(connection.endpoint, candidates);
-    if (this.#decide(connection, isLast).state === "boundary") candidates.add(connection);
+    // One whose server has something to read would not be frozen.
+    if (this.#decide(connection, isLast).state === "boundary" && this.#hasHeld(connection)) candidates.add(connection);
     else candidates.delete(connection);
   }
 

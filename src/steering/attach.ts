@@ -20,7 +20,7 @@ const SO_ATTACH_REUSEPORT_CBPF = 51;
 const SO_ATTACH_REUSEPORT_EBPF = 52;
 const SO_DETACH_REUSEPORT_BPF = 68;
 
-/** The answer of a filter that keeps the whole packet, and of a group's program that leaves the choice to the kernel. */
+/** A filter's answer that keeps the packet, and a group's program's that leaves the choice to the kernel. */
 export const whole = 0xffffffff;
 
 /** The answer of a filter that drops the packet. */
@@ -53,8 +53,8 @@ export function detachFromGroup(runtime: Runtime, descriptor: number): void {
 }
 
 /**
- * Gives a socket a filter, in place of the one it has. Since Linux 6.18 only
- * root may give a TCP socket one.
+ * Gives a datagram socket a filter, in place of the one it has. A TCP socket
+ * takes one with CAP_NET_ADMIN only (EPERM on Linux 6.18).
  *
  * @throws {TakeoverError} As {@linkcode attachToGroup}.
  */

@@ -59,7 +59,7 @@ export const instructionLimit = 4_096;
 /** The furthest that a conditional jump goes: its distance is a byte. */
 export const jumpLimit = 255;
 
-/** Where a load finds the IP header, and what the kernel knows of a packet (linux/filter.h, SKF_NET_OFF, SKF_AD_OFF). */
+/** Where the IP header begins, and what the kernel knows of a packet (linux/filter.h, SKF_NET_OFF, SKF_AD_OFF). */
 export const networkHeader: number = -0x100000;
 const ancillary = -0x1000;
 
@@ -183,7 +183,7 @@ export function assemble(lines: readonly Line[]): Instruction[] {
   return steps.map((step, index) => instructionOf(step, index, labels));
 }
 
-/** The bytes of `struct sock_fprog`, which setsockopt(2) is told of; the instructions that it points to lie behind it. */
+/** The size of `struct sock_fprog`, as setsockopt(2) is told it; the instructions lie behind it. */
 export const programSize = 16;
 
 /**
@@ -214,7 +214,7 @@ function placed(lines: readonly Line[]): { steps: Step[]; labels: Map<string, nu
     if (typeof line !== "string") {
       steps.push(line);
     } else if (labels.has(line)) {
-      throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot assemble a BPF program: it has the label ${line} twice, expected it once`);
+      throw unassembled(`it has the label ${line} twice, expected it once`);
     } else {
       labels.set(line, steps.length);
     }
@@ -241,15 +241,20 @@ function distanceTo(label: string, index: number, labels: ReadonlyMap<string, nu
 
 /** What the kernel refuses (net/core/filter.c, bpf_check_classic), and what it would cut. */
 function checkNumber({ code, k }: Step, index: number): void {
-  if (!(Number.isInteger(k) && k >= -(2 ** 31) && k < 2 ** 32)) throw unfit(index, `has the number ${k}`, "an integer of 32 bits");
+  const fits = Number.isInteger(k) && k >= -(2 ** 31) && k < 2 ** 32;
+  if (!fits) throw unfit(index, `has the number ${k}`, "an integer of 32 bits");
   if ((code & 0x07) !== classes.alu || (code & fromX) !== 0) return;
   const operation = code & 0xf0;
-  if ((operation === operations.div || operation === operations.mod) && k === 0) throw unfit(index, "divides by 0", "another divisor");
-  if ((operation === operations.lsh || operation === operations.rsh) && (k < 0 || k > 31)) {
-    throw unfit(index, `shifts by ${k}`, "0 to 31 bits");
-  }
+  const divides = operation === operations.div || operation === operations.mod;
+  if (divides && k === 0) throw unfit(index, "divides by 0", "another divisor");
+  const shifts = operation === operations.lsh || operation === operations.rsh;
+  if (shifts && (k < 0 || k > 31)) throw unfit(index, `shifts by ${k}`, "0 to 31 bits");
 }
 
 function unfit(index: number, what: string, expected: string): TakeoverError {
-  return new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot assemble a BPF program: instruction ${index} ${what}, expected ${expected}`);
+  return unassembled(`instruction ${index} ${what}, expected ${expected}`);
+}
+
+function unassembled(why: string): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot assemble a BPF program: ${why}`);
 }

@@ -189,7 +189,10 @@ function checkedAddress(runtime: Runtime, descriptor: number): InetAddress {
   const found = identify(runtime, descriptor);
   if (found && found.listening && found.address.family !== "unix") return found.address;
   const shown = found ? `${found.type} at ${formatAddress(found.address)}` : "no socket";
-  throw new TakeoverError("ERR_TAKEOVER_DESCRIPTOR", `Cannot drain the descriptor ${descriptor}: expected a TCP listener, it is ${shown}`);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_DESCRIPTOR",
+    `Cannot drain the descriptor ${descriptor}: expected a TCP listener, it is ${shown}`,
+  );
 }
 
 function noRoom(listener: number): TakeoverError {

@@ -114,14 +114,18 @@ export function assembleExtended(lines: readonly ExtendedLine[]): Bytes {
     }
   }
   if (count > instructionLimit) {
-    throw new TakeoverError("ERR_TAKEOVER_LIMIT", `Cannot assemble an eBPF program of ${count} instructions: expected at most ${instructionLimit}`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_LIMIT",
+      `Cannot assemble an eBPF program of ${count} instructions: expected at most ${instructionLimit}`,
+    );
   }
   const bytes = allocate(count * instructionSize);
   for (const { step, at } of steps) write(bytes.subarray(at * instructionSize), step, distanceOf(step, at, labels));
   return bytes;
 }
 
-function write(bytes: Bytes, { code, destination = 0, source = 0, offset = 0, immediate = 0 }: ExtendedStep, distance: number): void {
+function write(bytes: Bytes, step: ExtendedStep, distance: number): void {
+  const { code, destination = 0, source = 0, offset = 0, immediate = 0 } = step;
   const view = viewOf(bytes);
   view.setUint8(0, code);
   view.setUint8(1, destination | source << 4);
@@ -133,5 +137,8 @@ function distanceOf({ to }: ExtendedStep, at: number, labels: ReadonlyMap<string
   if (to === undefined) return 0;
   const target = labels.get(to);
   if (target !== undefined && target > at) return target - at - 1;
-  throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot assemble an eBPF program: instruction ${at} jumps to ${to}, expected a label behind it`);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_RANGE",
+    `Cannot assemble an eBPF program: instruction ${at} jumps to ${to}, expected a label behind it`,
+  );
 }

@@ -44,7 +44,10 @@ export const longestDatagramSize = 65_527;
 export const longestFrameSize: number = longestDatagramSize + 64;
 
 const ownVersion = 1;
-const ownHeads = { inet: { family: 4, addressSize: 4, size: 10 }, inet6: { family: 6, addressSize: 16, size: 26 } } as const;
+const ownHeads = {
+  inet: { family: 4, addressSize: 4, size: 10 },
+  inet6: { family: 6, addressSize: 16, size: 26 },
+} as const;
 const addressOffset = 4;
 const scopeOffset = 20;
 
@@ -98,7 +101,10 @@ function encodeOwn(datagram: ForwardedDatagram): Bytes {
   const { family, size } = ownHeads[peer.family];
   const address = peer.family === "inet" ? parseInet(peer.hostname) : parseInet6(peer.hostname);
   if (!address || !isPort(peer.port)) {
-    throw new TakeoverError("ERR_TAKEOVER_ADDRESS", `Cannot forward a datagram of ${JSON.stringify(peer)}: expected a numeric address and a port`);
+    throw new TakeoverError(
+      "ERR_TAKEOVER_ADDRESS",
+      `Cannot forward a datagram of ${JSON.stringify(peer)}: expected a numeric address and a port`,
+    );
   }
   const frame = allocate(size + bytes.length);
   const view = viewOf(frame);
@@ -114,13 +120,15 @@ function encodeOwn(datagram: ForwardedDatagram): Bytes {
 
 function decodeOwn(bytes: Bytes): { datagram: ForwardedDatagram; size: number } {
   const view = viewOf(bytes);
-  if (bytes.length < ownHeads.inet.size || view.getUint8(0) !== ownVersion) throw malformed(`version ${bytes[0]}`, `${ownVersion}`);
+  const version = bytes.length < ownHeads.inet.size ? NaN : view.getUint8(0);
+  if (version !== ownVersion) throw malformed(`version ${version}`, `${ownVersion}`);
   const family = ([4, 6] as const).find((each) => each === view.getUint8(1));
   if (!family) throw malformed(`family ${bytes[1]}`, "4 or 6");
   const head = family === 4 ? ownHeads.inet : ownHeads.inet6;
   const size = bytes.length < head.size ? Infinity : head.size + view.getUint16(head.size - 2);
   const port = view.getUint16(2);
-  if (size > bytes.length || !isPort(port)) throw malformed(`port ${port} and ${bytes.length} bytes`, `a port, and ${size} bytes`);
+  if (!isPort(port)) throw malformed(`port ${port}`, "1 to 65535");
+  if (size > bytes.length) throw malformed(`${bytes.length} bytes`, `${size}`);
   const address = bytes.subarray(addressOffset, addressOffset + head.addressSize);
   const scope = family === 6 ? view.getUint32(scopeOffset) : 0;
   const peer: InetAddress = family === 4
@@ -134,10 +142,11 @@ function decodeMvfst(abi: Abi, packet: Bytes): ForwardedDatagram {
   const version = packet.length < mvfstAddressOffset ? NaN : view.getUint32(0);
   if (version !== mvfstVersion) throw malformed(`version ${version}`, `${mvfstVersion}`);
   const addressEnd = mvfstAddressOffset + view.getUint16(4);
-  if (addressEnd + mvfstTimeSize > packet.length) throw malformed(`${packet.length} bytes`, `more than ${addressEnd + mvfstTimeSize}`);
+  const headSize = addressEnd + mvfstTimeSize;
+  if (headSize > packet.length) throw malformed(`${packet.length} bytes`, `at least ${headSize}`);
   const peer = decodeSockaddr(abi, packet.subarray(mvfstAddressOffset, addressEnd));
   if (!peer || peer.family === "unix" || !isPort(peer.port)) throw malformed("no IP address and port", "the sender's");
-  return { bytes: packet.subarray(addressEnd + mvfstTimeSize), peer };
+  return { bytes: packet.subarray(headSize), peer };
 }
 
 function isPort(port: number): boolean {
@@ -146,9 +155,13 @@ function isPort(port: number): boolean {
 
 function checkSize({ bytes }: ForwardedDatagram): void {
   if (bytes.length <= longestDatagramSize) return;
-  throw new TakeoverError("ERR_TAKEOVER_LIMIT", `Cannot forward a datagram of ${bytes.length} bytes: expected at most ${longestDatagramSize}`);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_LIMIT",
+    `Cannot forward a datagram of ${bytes.length} bytes: expected at most ${longestDatagramSize}`,
+  );
 }
 
 function malformed(what: string, expected: string): TakeoverError {
-  return new TakeoverError("ERR_TAKEOVER_PROTOCOL", `Cannot read a forwarded datagram with ${what}: expected ${expected}`);
+  const message = `Cannot read a forwarded datagram with ${what}: expected ${expected}`;
+  return new TakeoverError("ERR_TAKEOVER_PROTOCOL", message);
 }

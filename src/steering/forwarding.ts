@@ -123,7 +123,8 @@ export class ForwardLink implements Disposable {
 
   /** Up to now. */
   get counts(): ForwardCounts {
-    return { forwardedCount: this.#forwardedCount, droppedCount: this.#droppedCount, returnedCount: this.#returnedCount };
+    const [forwardedCount, droppedCount, returnedCount] = [this.#forwardedCount, this.#droppedCount, this.#returnedCount];
+    return { forwardedCount, droppedCount, returnedCount };
   }
 
   /**
@@ -134,7 +135,7 @@ export class ForwardLink implements Disposable {
    *   `ERR_TAKEOVER_ADDRESS` for a sender without an address and port.
    */
   forward(bytes: Uint8Array, peer: InetAddress): void {
-    if (!this.isOpen) throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot forward a datagram: the older process has ended");
+    if (!this.isOpen) throw closed("Cannot forward a datagram: the older process has ended");
     const frame = this.#format.encode({ bytes, peer });
     if (!this.#format.isBatched) return this.#queue.push({ bytes: frame, datagramCount: 1 });
     if (this.#framesSize + frame.length > packetSize) this.#flush();
@@ -364,7 +365,7 @@ export class AnswerSender implements Disposable {
 
   /** Sends an answer, from the address that the client has asked. */
   send(bytes: Uint8Array, peer: InetAddress): void {
-    if (this.#socket.number < 0) throw new TakeoverError("ERR_TAKEOVER_CLOSED", "Cannot answer: the sender has been closed");
+    if (this.#socket.number < 0) throw closed("Cannot answer: the sender has been closed");
     this.#queue.push({ bytes: copyOf(bytes), datagramCount: 1, to: peer });
   }
 
@@ -406,8 +407,13 @@ function checkForwarder(runtime: Runtime, descriptor: number, { allowUsers = [],
   if (found === pid) return;
   throw new TakeoverError(
     "ERR_TAKEOVER_PROCESS",
-    `Cannot let the process ${found} forward datagrams: expected the process ${pid}; give it an end of a socket pair instead`,
+    `Cannot let the process ${found} forward datagrams: expected the process ${pid}; ` +
+      "give the right one an end of a socket pair, without a pid here",
   );
+}
+
+function closed(message: string): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_CLOSED", message);
 }
 
 function joined(frames: readonly Bytes[], size: number): Bytes {

@@ -5,8 +5,8 @@
  * and still ends the handshakes that have begun: their packets are not looked
  * at in this way (net/ipv4/tcp_ipv4.c, tcp_v4_rcv).
  *
- * A socket filter would say it more plainly; since Linux 6.18 an ordinary user
- * cannot give a TCP socket one (EPERM).
+ * A socket filter would say it more plainly, but Linux 6.18 lets nobody give a
+ * TCP socket one without CAP_NET_ADMIN.
  *
  * @module
  */
@@ -44,7 +44,12 @@ export function leastHopsOf(runtime: Runtime, descriptor: number, family: InetAd
 }
 
 /** Asks for so many; connections that a listener accepts inherit it when their handshake ends. */
-export function setLeastHops(runtime: Runtime, descriptor: number, family: InetAddress["family"], hops: LeastHops): void {
+export function setLeastHops(
+  runtime: Runtime,
+  descriptor: number,
+  family: InetAddress["family"],
+  hops: LeastHops,
+): void {
   setIntegerOption(runtime, descriptor, IPPROTO_IP, IP_MINTTL, hops.inet);
   if (family === "inet6") setIntegerOption(runtime, descriptor, IPPROTO_IPV6, IPV6_MINHOPCOUNT, hops.inet6);
 }

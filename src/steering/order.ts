@@ -40,7 +40,7 @@ export interface Unordered {
   readonly timeoutMs: number;
 }
 
-/** Linux's SO_MEMINFO (asm-generic/socket.h): nine counts of 32 bits, the last of what was dropped (linux/sock_diag.h). */
+/** Linux's SO_MEMINFO (asm-generic/socket.h): nine numbers of 32 bits, the last of what was dropped. */
 const SO_MEMINFO = 55;
 const memoryInfoSize = 36;
 const dropsOffset = 32;
@@ -68,7 +68,8 @@ export async function readOrder(runtime: Runtime, group: Unordered): Promise<(nu
   const found = order.filter((index) => index !== null);
   const foundCount = new Set(found).size;
   if (found.length === group.descriptors.length && foundCount === found.length) return order;
-  throw untold(group, `${foundCount} of ${group.descriptors.length} were found in ${group.count} slots; it changes meanwhile`);
+  const { length } = group.descriptors;
+  throw untold(group, `${foundCount} of ${length} were found in ${group.count} slots; it changes meanwhile`);
 }
 
 async function probe(runtime: Runtime, group: Unordered, slot: number): Promise<number | null> {
@@ -96,20 +97,22 @@ async function probeWith(runtime: Runtime, group: Unordered, slot: number, numbe
 }
 
 /** Lets a member drop what the probe sends. What comes back undoes it. */
-function droppingFrom(runtime: Runtime, { address, type }: Unordered, descriptor: number, source: InetAddress): () => void {
+function droppingFrom(runtime: Runtime, group: Unordered, descriptor: number, source: InetAddress): () => void {
+  const { address: { family }, type } = group;
   if (type === "dgram") {
     const lines = [...ifFrom(source, "probe", "other"), "probe", answer(nothing), "other", answer(whole)];
     attachFilter(runtime, descriptor, assemble(lines));
     return () => detachFilter(runtime, descriptor);
   }
-  const before = leastHopsOf(runtime, descriptor, address.family);
+  const before = leastHopsOf(runtime, descriptor, family);
   const after = { inet: Math.max(before.inet, probeHops + 1), inet6: Math.max(before.inet6, probeHops + 1) };
-  setLeastHops(runtime, descriptor, address.family, after);
-  return () => setLeastHops(runtime, descriptor, address.family, before);
+  setLeastHops(runtime, descriptor, family, after);
+  return () => setLeastHops(runtime, descriptor, family, before);
 }
 
 /** The indexes of all that have dropped something. */
-async function dropped(runtime: Runtime, { descriptors, timeoutMs }: Unordered, before: readonly number[]): Promise<number[]> {
+async function dropped(runtime: Runtime, group: Unordered, before: readonly number[]): Promise<number[]> {
+  const { descriptors, timeoutMs } = group;
   const end = Date.now() + timeoutMs;
   for (let waitMs = firstLookMs;; waitMs = Math.min(waitMs * 2, longestLookMs)) {
     const found = [...descriptors.keys()].filter((index) => dropCount(runtime, descriptors[index]!) !== before[index]);

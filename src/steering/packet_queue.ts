@@ -29,7 +29,7 @@ export interface PacketObserver {
   refused(packet: Packet, code: string | null): void;
 }
 
-/** A queue in front of a socket, which stays its owner's; nothing else may wait for its descriptor when it is stopped. */
+/** A queue in front of a socket, which stays its owner's. Stopping it ends every wait for the descriptor. */
 export class PacketQueue {
   readonly #runtime: Runtime;
   readonly #descriptor: number;
@@ -52,7 +52,8 @@ export class PacketQueue {
     const isFree = this.#waiting.length === 0 && !this.#isStopped;
     const result = isFree ? sendMessage(this.#runtime, this.#descriptor, packet) : null;
     if (result !== null && !this.#isFull(result)) return this.#tell(packet, result);
-    if (this.#isStopped || this.#size + packet.bytes.length > this.#limitSize) return this.#observer.refused(packet, null);
+    const hasRoom = !this.#isStopped && this.#size + packet.bytes.length <= this.#limitSize;
+    if (!hasRoom) return this.#observer.refused(packet, null);
     this.#size += packet.bytes.length;
     if (this.#waiting.push(packet) === 1) void this.#drain();
   }

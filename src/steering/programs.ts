@@ -51,7 +51,7 @@ export interface TagRoutes {
   readonly otherwise: Destination;
 }
 
-/** The tag of a QUIC connection id (RFC 9000, 17.2 and 17.3): the server chooses its ids and puts a number into them. */
+/** The tag in a QUIC connection id (RFC 9000, 17.2 and 17.3): a server puts a number into those that it issues. */
 export interface QuicTag extends Omit<Tag, "offset"> {
   /** Where the tag begins in the connection id; 0 to 19. */
   readonly offset: number;

@@ -8,9 +8,9 @@
  * __reuseport_detach_sock). So what is steered by is a plan, made into a program
  * anew whenever the group changes.
  *
- * Between a member's leaving and the next program the kernel's hash chooses for
- * the one that was last. To steer without that moment keep the socket that is
- * not needed, and give it to whoever comes next: no slot changes then.
+ * Between a member's leaving and the next program the one that was last is
+ * chosen wrongly. There is no such moment when a spare member is opened first:
+ * the spare takes the slot, and is the socket of whoever comes next.
  *
  * @module
  */
@@ -167,7 +167,9 @@ export class ReuseportGroup {
    *
    * @example
    * ```ts
-   * group.steer((slotOf) => byTag({ offset: 0, size: 1 }, { slots: new Map([[1, slotOf(old)]]), otherwise: slotOf(own) }));
+   * group.steer((slotOf) =>
+   *   byTag({ offset: 0, size: 1 }, { slots: new Map([[1, slotOf(old)]]), otherwise: slotOf(own) })
+   * );
    * ```
    */
   steer(plan: Plan): void {
@@ -207,8 +209,9 @@ export class ReuseportGroup {
     if (joined.length + left.length === 0) return;
     throw new TakeoverError(
       "ERR_TAKEOVER_STATE",
-      `Cannot steer the group at ${formatAddress(this.address)} as it was: expected its ${this.#members.length} members, ` +
-        `${joined.length} more have joined and ${left.length} have left; call refresh, or end the program that interferes`,
+      `Cannot steer the group at ${formatAddress(this.address)} as it was: expected its ${this.#members.length} ` +
+        `members, ${joined.length} more have joined and ${left.length} have left; call refresh, or end the program ` +
+        "that interferes",
     );
   }
 
@@ -233,10 +236,12 @@ export class ReuseportGroup {
     const count = own.length + others.length;
     const descriptors = own.map(({ descriptor }) => descriptor);
     const { address, type } = this;
+    const unordered = { address, type, descriptors, count, program: this.#lines(), timeoutMs };
+    // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
+    const stranger = (): GroupMember => ({ cookie: others.pop() ?? "", descriptor: -1 });
     try {
-      const order = await readOrder(this.#runtime, { address, type, descriptors, count, program: this.#lines(), timeoutMs });
-      // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
-      this.#members = order.map((index) => index === null ? { cookie: others.pop() ?? "", descriptor: -1 } : own[index]!);
+      const order = await readOrder(this.#runtime, unordered);
+      this.#members = order.map((index) => index === null ? stranger() : own[index]!);
     } finally {
       if (this.#plan) this.#follow();
       else this.release();
@@ -281,7 +286,7 @@ export class ReuseportGroup {
     if (found) return found.descriptor;
     throw new TakeoverError(
       "ERR_TAKEOVER_CLOSED",
-      `Cannot steer the group at ${formatAddress(this.address)}: expected an open member in this process, all are closed`,
+      `Cannot steer the group at ${formatAddress(this.address)}: expected an open member in this process, none is`,
     );
   }
 
@@ -299,7 +304,8 @@ export class ReuseportGroup {
     if (type === this.type && formatAddress(address) === formatAddress(this.address)) {
       return { descriptor, cookie: cookieOf(this.#runtime, descriptor) };
     }
-    throw notOfGroup(descriptor, `${type} at ${formatAddress(address)}`, `${this.type} at ${formatAddress(this.address)}`);
+    const [found, expected] = [formatAddress(address), formatAddress(this.address)];
+    throw notOfGroup(descriptor, `${type} at ${found}`, `${this.type} at ${expected}`);
   }
 }
 
@@ -373,7 +379,8 @@ function kindOf(runtime: Runtime, descriptor: number): { address: InetAddress; t
   if (found && found.address.family !== "unix" && isShared && (found.type === "dgram" || found.listening)) {
     return { address: found.address, type: found.type === "dgram" ? "dgram" : "stream" };
   }
-  const shown = found ? `${found.type} at ${formatAddress(found.address)}, ${isShared ? "not listening" : "without it"}` : "none";
+  const lack = isShared ? "not listening" : "without it";
+  const shown = found ? `${found.type} at ${formatAddress(found.address)}, ${lack}` : "none";
   throw notOfGroup(descriptor, shown, "a TCP listener or UDP socket with SO_REUSEPORT");
 }
 
@@ -387,7 +394,10 @@ function isIpv6Only({ abi, libc }: Runtime, descriptor: number): boolean {
 }
 
 function notOfGroup(descriptor: number, found: string, expected: string): TakeoverError {
-  return new TakeoverError("ERR_TAKEOVER_DESCRIPTOR", `Cannot take the socket ${descriptor} for a member: expected ${expected}, it is ${found}`);
+  return new TakeoverError(
+    "ERR_TAKEOVER_DESCRIPTOR",
+    `Cannot take the socket ${descriptor} for a member: expected ${expected}, it is ${found}`,
+  );
 }
 
 function unsupported(platform: string): TakeoverError {

@@ -110,7 +110,13 @@ export function migrateOnClose(runtime: Runtime, descriptor: number): void {
  * steerByMap(runtime, socket.number, members, { offset: 0, size: 1 }, generation);
  * ```
  */
-export function steerByMap(runtime: Runtime, descriptor: number, members: MemberMap, tag: Tag, otherwise: number): void {
+export function steerByMap(
+  runtime: Runtime,
+  descriptor: number,
+  members: MemberMap,
+  tag: Tag,
+  otherwise: number,
+): void {
   const program = loadProgram(runtime, assembleExtended(choosing(members.descriptor, tag, otherwise)));
   owning(program, ({ number }) => attachLoadedToGroup(runtime, descriptor, number));
 }

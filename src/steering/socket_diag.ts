@@ -102,7 +102,8 @@ function dump(
     if (!isSystemError(cause, "ENOENT", "EPERM", "EACCES", "EAFNOSUPPORT", "EPROTONOSUPPORT", "EINVAL")) throw cause;
     throw new TakeoverError(
       "ERR_TAKEOVER_UNSUPPORTED",
-      `Cannot see the sockets of the port ${port}: expected the kernel's inet_diag (NETLINK_SOCK_DIAG), and leave to ask it`,
+      `Cannot see the sockets of the port ${port}: expected the kernel's inet_diag (NETLINK_SOCK_DIAG), ` +
+        "and leave to ask it",
       { cause },
     );
   }

@@ -6,7 +6,14 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf, duplicate, localAddress } from "../../src/sockets/socket.ts";
-import { attachFilter, attachToGroup, detachFilter, detachFromGroup, hasFilter, whole } from "../../src/steering/attach.ts";
+import {
+  attachFilter,
+  attachToGroup,
+  detachFilter,
+  detachFromGroup,
+  hasFilter,
+  whole,
+} from "../../src/steering/attach.ts";
 import { answer, assemble, load } from "../../src/steering/bpf.ts";
 import { byTag, type Destination, everythingTo } from "../../src/steering/programs.ts";
 import { noSlot, openGroup, ReuseportGroup } from "../../src/steering/reuseport.ts";
@@ -79,7 +86,9 @@ test("ReuseportGroup.open joins in the last slot, and gets nothing until the pla
   for (let count = 0; count < 50; count++) sendTo(client, group.address, 1);
   assert.deepEqual(countsAt([old!, young]), [50, 0]);
   const added = cookieOf(runtime, young.number);
-  group.steer((slotOf) => byTag({ offset: 0, size: 1 }, { slots: new Map([[1, slotOf(cookies[0]!)]]), otherwise: slotOf(added) }));
+  group.steer((slotOf) => {
+    return byTag({ offset: 0, size: 1 }, { slots: new Map([[1, slotOf(cookies[0]!)]]), otherwise: slotOf(added) });
+  });
   for (const tag of [1, 0, 2, 1, 0]) sendTo(client, group.address, tag);
   assert.deepEqual(countsAt([old!, young]), [2, 3]);
 });
@@ -107,6 +116,20 @@ test("ReuseportGroup without a plan for it would send to the wrong member after 
   sockets[0]![Symbol.dispose]();
   sendTo(client, group.address, 1);
   assert.deepEqual(countsAt(sockets.slice(1)), [0, 1]);
+});
+
+test("ReuseportGroup changes nobody's slot when a spare member joins before one leaves", () => {
+  using opened = groupOf("dgram", 3);
+  using client = openClient();
+  const { group, sockets, cookies } = opened;
+  group.steer(byGeneration(cookies));
+  using spare = group.open();
+  sockets[0]![Symbol.dispose]();
+  // The program of before is right for everybody else.
+  for (const tag of [2, 3, 3]) sendTo(client, group.address, tag);
+  assert.deepEqual(countsAt([spare, ...sockets.slice(1)]), [0, 1, 2]);
+  group.left(cookies[0]!);
+  assert.deepEqual(group.members.map(({ cookie }) => cookies.indexOf(cookie)), [-1, 1, 2]);
 });
 
 test("ReuseportGroup.close keeps a member in its slot while another copy is open", () => {
@@ -226,7 +249,8 @@ test("attachToGroup throws ERR_TAKEOVER_UNSUPPORTED for a program that the kerne
     ...takeoverError("ERR_TAKEOVER_UNSUPPORTED"),
     message: /^Cannot give the socket \d+ a BPF program of 2 instructions: the kernel refuses it \(EINVAL\); expected/,
   });
-  assert.throws(() => group.steer(() => byTag({ offset: 0, size: 1 }, { slots: new Map([[999, 0]]), otherwise: 0 })), takeoverError("ERR_TAKEOVER_RANGE"));
+  const impossible = () => byTag({ offset: 0, size: 1 }, { slots: new Map([[999, 0]]), otherwise: 0 });
+  assert.throws(() => group.steer(impossible), takeoverError("ERR_TAKEOVER_RANGE"));
   assert.throws(() => group.steer((slotOf) => everythingTo(slotOf("nobody"))), takeoverError("ERR_TAKEOVER_STATE"));
   for (let count = 0; count < 20; count++) sendTo(client, group.address, 1);
   assert.deepEqual(countsAt(sockets), [0, 20]);
@@ -261,14 +285,16 @@ test("openGroup closes what it has opened when the address is taken", () => {
   using plain = openClient();
   const taken = localAddress(runtime, plain.number) as InetAddress;
   assert.throws(() => openGroup(runtime, taken, "dgram", 2), { code: "EADDRINUSE" });
-  assert.throws(() => openGroup(runtime, { ...opened.group.address, hostname: "192.0.2.1" }, "stream", 2), { code: "EADDRNOTAVAIL" });
+  const elsewhere = { ...opened.group.address, hostname: "192.0.2.1" };
+  assert.throws(() => openGroup(runtime, elsewhere, "stream", 2), { code: "EADDRNOTAVAIL" });
 });
 
 test("listedMembers and halfOpenPairs see one address and port, and nobody else's", () => {
   using opened = groupOf("stream", 3);
   using other = groupOf("stream", 2, { ...opened.group.address, hostname: "127.0.0.2" });
   const { group, cookies } = opened;
-  assert.deepEqual(listedMembers(runtime, group.address, "stream").map(({ cookie }) => cookie).toSorted(), cookies.toSorted());
+  const listed = listedMembers(runtime, group.address, "stream").map(({ cookie }) => cookie);
+  assert.deepEqual(listed.toSorted(), cookies.toSorted());
   assert.equal(listedMembers(runtime, other.group.address, "stream").length, 2);
   assert.equal(listedMembers(runtime, group.address, "dgram").length, 0);
   const clients = [...deafConnections(5, group.address), ...connections(3, group.address)];

@@ -8,7 +8,7 @@ import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { drainListener } from "../../src/steering/drain_listener.ts";
-import { leastHopsOf } from "../../src/steering/least_hops.ts";
+import { anyHops, leastHopsOf } from "../../src/steering/least_hops.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
 import type { ReuseportGroup } from "../../src/steering/reuseport.ts";
 import { connections, deafConnections, groupOf, lateConnections, openClient, outcomes, serve } from "./steering_ends.ts";
@@ -74,7 +74,7 @@ test("drainListener serves what waits at two of five members, and what is half o
   for (const index of [1, 2]) group.left(cookies[index]!);
   serveAll(sockets.filter(({ number }) => number >= 0));
   assert.deepEqual(await ended([...clients, ...later]), { answered: 200 });
-  assert.deepEqual(drained.map(({ halfOpenCount, unfinishedCount }) => [halfOpenCount, unfinishedCount]), [[50, 0], [50, 0]]);
+  assert.ok(drained.every(({ halfOpenCount, unfinishedCount }) => halfOpenCount === 50 && unfinishedCount === 0));
   assert.ok(drained.every(({ acceptedCount }, index) => acceptedCount > queued[index]!));
   disposeAll([...clients, ...later]);
 });
@@ -82,7 +82,10 @@ test("drainListener serves what waits at two of five members, and what is half o
 test("drainListener alone serves what waits and what is half open, of both families", async () => {
   using opened = groupOf("stream", 1, everywhere6);
   const { port } = opened.group.address;
-  const addresses: InetAddress[] = [{ family: "inet6", hostname: "::1", port }, { family: "inet", hostname: "127.0.0.1", port }];
+  const addresses: InetAddress[] = [
+    { family: "inet6", hostname: "::1", port },
+    { family: "inet", hostname: "127.0.0.1", port },
+  ];
   const clients = addresses.flatMap((address) => [...connections(20, address), ...lateConnections(10, address)]);
   const accepted: OwnedDescriptor[] = [];
   const drained = await drainListener(runtime, opened.sockets[0]!, {
@@ -90,7 +93,7 @@ test("drainListener alone serves what waits and what is half open, of both famil
     timeoutMs: patienceMs,
   });
   assert.deepEqual(drained, { acceptedCount: 60, halfOpenCount: 20, unfinishedCount: 0 });
-  assert.ok(accepted.every(({ number }) => Object.values(leastHopsOf(runtime, number, "inet6")).every((hops) => hops === 0)));
+  for (const { number } of accepted) assert.deepEqual(leastHopsOf(runtime, number, "inet6"), anyHops);
   for (const connection of accepted) serve(connection);
   assert.deepEqual(await ended(clients), { answered: 60 });
   disposeAll(clients);
@@ -137,7 +140,8 @@ test("drainListener throws ERR_TAKEOVER_NO_ROOM instead of closing over connecti
   using opened = groupOf("stream", 1);
   const clients = connections(2, opened.group.address);
   const full: Runtime = { ...runtime, libc: { ...runtime.libc, accept4: () => -24 } };
-  await assert.rejects(drainListener(full, opened.sockets[0]!, { accepted: serve, timeoutMs: 20 }), takeoverError("ERR_TAKEOVER_NO_ROOM"));
+  const drained = drainListener(full, opened.sockets[0]!, { accepted: serve, timeoutMs: 20 });
+  await assert.rejects(drained, takeoverError("ERR_TAKEOVER_NO_ROOM"));
   serveAll(opened.sockets);
   assert.deepEqual(await ended(clients), { answered: 2 });
   disposeAll(clients);

@@ -37,7 +37,8 @@ export interface OpenedGroup extends Disposable {
 /** Opens a group. */
 export function groupOf(type: GroupType, count: number, address: InetAddress = anywhere): OpenedGroup {
   const { group, sockets } = openGroup(runtime, address, type, count);
-  return { group, sockets, cookies: group.members.map(({ cookie }) => cookie), [Symbol.dispose]: () => disposeAll(sockets) };
+  const cookies = group.members.map(({ cookie }) => cookie);
+  return { group, sockets, cookies, [Symbol.dispose]: () => disposeAll(sockets) };
 }
 
 /** A UDP socket that is bound to this machine. */
@@ -85,7 +86,8 @@ export function lateConnections(count: number, address: InetAddress): OwnedDescr
 
 /** Handshakes that never end: their clients hear nothing that the server says. */
 export function deafConnections(count: number, address: InetAddress): OwnedDescriptor[] {
-  return begun(count, address, (number) => setLeastHops(runtime, number, address.family, { inet: mostHops, inet6: mostHops }));
+  const deaf = { inet: mostHops, inet6: mostHops };
+  return begun(count, address, (number) => setLeastHops(runtime, number, address.family, deaf));
 }
 
 /** Writes one byte to a connection that was accepted, and closes it. */

@@ -35,7 +35,8 @@ import { interpret, udpPacket } from "./bpf_interpreter.ts";
 import { run, TemporaryFolder } from "./children.ts";
 import { takeoverError } from "./support.ts";
 
-const onLinux = { skip: process.platform === "linux" && spawnSync("gcc", ["--version"]).status === 0 ? false : "needs gcc and Linux's headers" };
+const hasGcc = process.platform === "linux" && spawnSync("gcc", ["--version"]).status === 0;
+const onLinux = { skip: hasGcc ? false : "needs gcc and Linux's headers" };
 
 /** One of each, beside how C says it. */
 const pairs: readonly [Line, string][] = [
@@ -91,11 +92,13 @@ test("assemble and encodeProgram give the bytes that C gives", onLinux, async ()
   assert.equal(toHex(bytes.subarray(programSize)), instructions);
   assert.deepEqual([programSize, 8, instructionLimit], [size, offset, limit].map(Number));
   const view = new DataView(bytes.buffer);
-  assert.deepEqual([view.getUint16(0, true), view.getBigUint64(8, true)], [pairs.length - 1, 0x1000n + BigInt(programSize)]);
+  assert.equal(view.getUint16(0, true), pairs.length - 1);
+  assert.equal(view.getBigUint64(8, true), 0x1000n + BigInt(programSize));
 });
 
 test("assemble resolves labels, several of one place too", () => {
-  const program = assemble([load(1, 0), jumpIf("equal", 1, "one", "other"), "one", answer(1), "other", "else", answer(2)]);
+  const test = jumpIf("equal", 1, "one", "other");
+  const program = assemble([load(1, 0), test, "one", answer(1), "other", "else", answer(2)]);
   assert.deepEqual(program.slice(1), [
     { code: 0x15, jt: 0, jf: 1, k: 1 },
     { code: 0x06, jt: 0, jf: 0, k: 1 },
@@ -104,23 +107,27 @@ test("assemble resolves labels, several of one place too", () => {
 });
 
 test("assemble takes the longest jump and the longest program, and no longer ones", () => {
-  const far = (count: number) => [jumpIf("equal", 0, "end"), ...new Array<Line>(count).fill(moveToX()), "end", answer(0)];
+  const idle = (count: number) => new Array<Line>(count).fill(moveToX());
+  const far = (count: number) => [jumpIf("equal", 0, "end"), ...idle(count), "end", answer(0)];
   assert.equal(assemble(far(jumpLimit))[0]!.jt, 255);
   assert.throws(() => assemble(far(jumpLimit + 1)), {
     ...takeoverError("ERR_TAKEOVER_RANGE"),
-    message: "Cannot assemble a BPF program: instruction 0 jumps over 256 instructions, expected at most 255; jump to a nearer jump",
+    message: /^Cannot assemble a BPF program: instruction 0 jumps over 256 instructions, expected at most 255;/,
   });
-  const long = (count: number) => [...new Array<Line>(count - 1).fill(moveToX()), answer(0)];
+  const long = (count: number) => [...idle(count - 1), answer(0)];
   assert.equal(assemble(long(4_096)).length, 4_096);
   assert.throws(() => assemble(long(4_097)), takeoverError("ERR_TAKEOVER_LIMIT"));
   assert.throws(() => assemble([]), takeoverError("ERR_TAKEOVER_LIMIT"));
-  assert.equal(assemble([jump("end"), ...new Array<Line>(4_000).fill(moveToX()), "end", answer(0)])[0]!.k, 4_000);
+  assert.equal(assemble([jump("end"), ...idle(4_000), "end", answer(0)])[0]!.k, 4_000);
 });
 
 test("assemble refuses what the kernel would refuse, and says where", () => {
   const wrong: readonly [readonly Line[], string][] = [
     [[jump("nowhere"), answer(0)], "instruction 0 jumps to nowhere, which is nowhere, expected a label of the program"],
-    [["start", load(1, 0), jumpIf("equal", 1, "start"), answer(0)], "instruction 1 jumps back to start, expected a label behind it; classic BPF has no loops"],
+    [
+      ["start", load(1, 0), jumpIf("equal", 1, "start"), answer(0)],
+      "instruction 1 jumps back to start, expected a label behind it; classic BPF has no loops",
+    ],
     [["twice", load(1, 0), "twice", answer(0)], "it has the label twice twice, expected it once"],
     [[load(1, 0)], "instruction 0 is the last, expected an answer"],
     [[compute("mod", 0), answer(0)], "instruction 0 divides by 0, expected another divisor"],
@@ -129,7 +136,8 @@ test("assemble refuses what the kernel would refuse, and says where", () => {
     [[answer(0.5)], "instruction 0 has the number 0.5, expected an integer of 32 bits"],
   ];
   for (const [lines, message] of wrong) {
-    assert.throws(() => assemble(lines), { ...takeoverError("ERR_TAKEOVER_RANGE"), message: `Cannot assemble a BPF program: ${message}` });
+    const expected = { ...takeoverError("ERR_TAKEOVER_RANGE"), message: `Cannot assemble a BPF program: ${message}` };
+    assert.throws(() => assemble(lines), expected);
   }
 });
 
