@@ -36,10 +36,8 @@ export { inheritedDescriptors, openNotifier, seize, serveToHaproxy, socketsFromH
 
 export { Takeover } from "./src/handover/takeover.ts";
 export type { StateOptions, TakeoverOptions } from "./src/handover/options.ts";
-export { RawConnections } from "./src/connections/raw.ts";
-export type { ConnectionsOptions, Luggage, Moved, Served } from "./src/connections/raw.ts";
-export { Opening, WebSockets } from "./src/connections/websockets.ts";
-export type { BunHandlers, BunUpgradeOptions } from "./src/connections/websockets.ts";
+export type { Connections, ConnectionsOptions, Luggage, Moved, Served } from "./src/connections/raw.ts";
+export type { BunHandlers, BunUpgradeOptions, MovableWebSockets, Opening } from "./src/connections/websockets.ts";
 export type { WebSocketOptions } from "./src/connections/websocket_connection.ts";
 export type { Json } from "./src/connections/movable.ts";
 export type { Progress } from "./src/handover/departures.ts";
@@ -89,7 +87,16 @@ export type { Outcome, TakeoverEvents, TakeoverEventType, TakeoverListener } fro
 export { defaultLimits } from "./src/limits.ts";
 export type { Limits } from "./src/limits.ts";
 export type { Peer } from "./src/handover/messages.ts";
-export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "./src/runtime.ts";
+export type {
+  ControlListener,
+  ControlStream,
+  HttpSocket,
+  NativeObject,
+  ReadAhead,
+  Runtime,
+  SocketDirections,
+  StreamHandlers,
+} from "./src/runtime.ts";
 export { functions } from "./src/c/libc.ts";
 export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/c/libc.ts";
 export { formatAddress } from "./src/c/sockaddr.ts";

@@ -223,6 +223,7 @@ function describeBun(native: BunNative, kind: NativeObject["kind"]): NativeObjec
     isPulled: false,
     isClosedAlone: isConnection,
     allowHalfOpen: false,
+    hasEnded: false,
     // write() says how many bytes it took, and keeps none of the others.
     unsentCount: 0,
     takeUnread: () => new Uint8Array(0),
@@ -249,5 +250,14 @@ export type { DatagramOpening } from "../src/natives/adopt.ts";
 export type { TcpOpening } from "../src/sockets/address.ts";
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
 export type { Descriptor } from "../src/sockets/descriptors.ts";
-export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
+export type {
+  ControlListener,
+  ControlStream,
+  HttpSocket,
+  NativeObject,
+  ReadAhead,
+  Runtime,
+  SocketDirections,
+  StreamHandlers,
+} from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

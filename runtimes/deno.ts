@@ -298,6 +298,7 @@ function describeDeno(native: DenoNative, kind: NativeObject["kind"]): NativeObj
     isPulled: isConnection,
     isClosedAlone: false,
     allowHalfOpen: true,
+    hasEnded: false,
     unsentCount: isConnection ? null : 0,
     takeUnread: () => new Uint8Array(0),
     readAhead: () => null,
@@ -352,5 +353,14 @@ function announce(address: SocketAddress): void {
 export type { DatagramOpening } from "../src/natives/adopt.ts";
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
 export type { Descriptor } from "../src/sockets/descriptors.ts";
-export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
+export type {
+  ControlListener,
+  ControlStream,
+  HttpSocket,
+  NativeObject,
+  ReadAhead,
+  Runtime,
+  SocketDirections,
+  StreamHandlers,
+} from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

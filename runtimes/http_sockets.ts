@@ -13,6 +13,7 @@ import type { HttpSocket } from "../src/runtime.ts";
 /** The list (lib/_http_server.js, src/node_http_parser.cc: ConnectionsList). */
 interface ParserList {
   idle(): readonly Parser[];
+  active(): readonly Parser[];
 }
 
 interface Parser {
@@ -46,12 +47,18 @@ export function httpSockets(): ReadonlyMap<number, HttpSocket> {
   for (const reference of servers) {
     const server = reference.deref();
     if (!server) servers.delete(reference);
-    for (const { socket } of server ? listOf(server)?.idle() ?? [] : []) {
+    const list = server && listOf(server);
+    for (const { socket } of list ? betweenMessages(list) : []) {
       const descriptor = socket?._handle?.fd ?? -1;
       if (descriptor >= 0) found.set(descriptor, new NodeSocket(socket!));
     }
   }
   return found;
+}
+
+/** Before Node 26 one that has not read anything yet counts as active, because of the time limit for heads. */
+function betweenMessages(list: ParserList): readonly Parser[] {
+  return [...list.idle(), ...list.active().filter(({ socket }) => socket?.bytesRead === 0)];
 }
 
 function findServers(): void {

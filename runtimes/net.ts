@@ -146,6 +146,7 @@ function inspectSocket(socket: net.Socket): NativeObject {
     // Deno's sends a FIN.
     isClosedAlone: !("Deno" in globalThis),
     allowHalfOpen: socket.allowHalfOpen,
+    hasEnded: socket.writableEnded,
     unsentCount: socket.writableLength + (handle?.writeQueueSize ?? 0) + (socket.connecting ? 1 : 0),
     takeUnread: () => takeBuffered(socket),
     readAhead: () => socket.readableLength > 0 || undecoded(socket).length > 0 ? readAhead(socket) : null,
@@ -242,6 +243,7 @@ function inspectServer(server: net.Server): NativeObject {
     isPulled: false,
     isClosedAlone: false,
     allowHalfOpen: false,
+    hasEnded: false,
     unsentCount: 0,
     takeUnread: () => new Uint8Array(0),
     readAhead: () => null,
@@ -263,6 +265,7 @@ function inspectDatagram(socket: dgram.Socket): NativeObject {
     isPulled: false,
     isClosedAlone: false,
     allowHalfOpen: false,
+    hasEnded: false,
     unsentCount: socket.getSendQueueCount?.() ?? 0,
     takeUnread: () => new Uint8Array(0),
     readAhead: () => null,

@@ -246,13 +246,23 @@ function bindNodeFfi(abi: Abi, ffi: NodeFfi): Binding {
   };
 }
 
-/** node:ffi takes 64-bit integers as bigints only; here they are all last. */
+/** node:ffi takes 64-bit integers as bigints only; here they are all third. */
 function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunction {
-  if (parameters.at(-1) !== "size_t") return raw;
-  return (first, second, size) => raw(first, second, BigInt(size));
+  if (parameters[2] !== "size_t") return raw;
+  if (parameters.length === 3) return (first, second, size) => raw(first, second, BigInt(size));
+  return (first, second, size, fourth, fifth) => raw(first, second, BigInt(size), fourth, fifth);
 }
 
 export { OwnedDescriptor } from "../src/sockets/descriptors.ts";
 export type { Descriptor } from "../src/sockets/descriptors.ts";
-export type { ControlListener, ControlStream, NativeObject, Runtime, StreamHandlers } from "../src/runtime.ts";
+export type {
+  ControlListener,
+  ControlStream,
+  HttpSocket,
+  NativeObject,
+  ReadAhead,
+  Runtime,
+  SocketDirections,
+  StreamHandlers,
+} from "../src/runtime.ts";
 export { TakeoverError } from "../src/errors.ts";

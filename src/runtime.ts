@@ -62,6 +62,8 @@ export interface NativeObject {
   readonly isClosedAlone: boolean;
   /** Whether it stays open when the other side ends. */
   readonly allowHalfOpen: boolean;
+  /** Whether the program has ended its side. */
+  readonly hasEnded: boolean;
   /** What the program has written and the kernel has not got; null where that cannot be asked for. */
   readonly unsentCount: number | null;
   /** Takes what was read and not given to the program; null when that cannot be known. */
@@ -80,6 +82,7 @@ export interface NativeObject {
 
 /** What a stream has read from its socket and not given to the program. */
 export interface ReadAhead {
+  /** Everything, as it came over the socket. */
   readonly bytes: Uint8Array;
   /** The program reads it after all. */
   putBack(): void;

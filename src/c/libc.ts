@@ -103,10 +103,10 @@ export const functions = {
   /** `int statx(int folder, const char *path, int flags, unsigned mask, struct statx *status)` */
   statx: { parameters: ["int", "bytes", "int", "unsigned", "bytes"], result: "int", only: "linux" },
   /**
-   * `long syscall(long number, ...)`, here with two unsigned and two int: close_range(2), pidfd_getfd(2),
-   * pidfd_send_signal(2). All four are always passed: what is left out is whatever the register holds.
+   * `long syscall(long number, ...)`, here with an unsigned, an address or a number, and two int: close_range(2),
+   * pidfd_getfd(2), pidfd_send_signal(2), bpf(2). All four are always passed: what is left out is whatever the register holds.
    */
-  syscall: { parameters: ["int", "unsigned", "unsigned", "int", "int"], result: "ssize_t", fixed: 1, only: "linux" },
+  syscall: { parameters: ["int", "unsigned", "size_t", "int", "int"], result: "ssize_t", fixed: 1, only: "linux" },
   /** `int epoll_create1(int flags)` */
   epoll_create1: { parameters: ["int"], result: "int", only: "linux" },
   /** `int epoll_wait(int epoll, struct epoll_event *events, int count, int timeout)` */

@@ -12,6 +12,7 @@
 
 import { boundary, type Facts, type LastRequest, type Verdict } from "./boundary.ts";
 import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from "./requests.ts";
+import { isSeat } from "./seats.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { HttpSocket, Runtime } from "../runtime.ts";
 import { cameThrough } from "../sockets/address.ts";
@@ -335,7 +336,8 @@ export class HttpConnections {
     const local = localAddress(this.#runtime, descriptor);
     const endpoint = local && endpointOf(this.#endpoints, local);
     const peer = endpoint && peerAddress(this.#runtime, descriptor);
-    if (!peer || isListening(this.#runtime, descriptor)) return null;
+    // A seat would be taken for a connection on which nothing was said.
+    if (!peer || isSeat(peer) || isListening(this.#runtime, descriptor)) return null;
     const cookie = cookieOf(this.#runtime, descriptor);
     if (this.#options.isExcluded?.(descriptor, cookie)) return null;
     const key = peer.family === "unix" ? null : peerKey(peer);

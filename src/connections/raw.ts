@@ -6,7 +6,6 @@
  * @module
  */
 
-import { allocate, viewOf } from "../c/bytes.ts";
 import { messageOf, TakeoverError } from "../errors.ts";
 import type { NativeObject, Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
@@ -16,14 +15,6 @@ import { unwatch, watchesOf } from "../sockets/watches.ts";
 import { remembered } from "../natives/natives.ts";
 import { CookieIndex } from "./cookies.ts";
 import type { Arrival, Census, Frozen, Json, Movable, Place, Sink, Source } from "./movable.ts";
-
-/** Linux's TCP_INFO (linux/tcp.h), and the states of a side that has ended (include/net/tcp_states.h). */
-const IPPROTO_TCP = 6;
-const TCP_INFO = 11;
-const TCP_FIN_WAIT1 = 4;
-const TCP_FIN_WAIT2 = 5;
-const TCP_LAST_ACK = 9;
-const TCP_CLOSING = 11;
 
 /** Turns of the event loop in which a read that waits learns of the end. */
 const endTurns = 2;
@@ -80,6 +71,7 @@ export interface ConnectionsOptions<C, S extends Json = Json> {
 interface Parcel<S extends Json> {
   readonly state: S;
   readonly allowHalfOpen: boolean;
+  readonly hasEnded: boolean;
 }
 
 interface Entry<C, S extends Json> {
@@ -93,8 +85,21 @@ interface SocketLike {
   unshift?(bytes: Uint8Array): void;
 }
 
-/** The connections of one name in this process. */
-export class RawConnections<C, S extends Json = Json> implements Source, Sink {
+/** The connections of one name in this process, as the application sees them. */
+export interface Connections<C> {
+  /** How many there are. */
+  readonly size: number;
+  /**
+   * Serves an accepted connection. A `net.Socket` is forgotten when it closes;
+   * anything else when {@linkcode delete} is called.
+   */
+  add(connection: C): void;
+  /** Forgets a connection that has closed. */
+  delete(connection: C): void;
+}
+
+/** The same, as they leave and come. */
+export class RawConnections<C, S extends Json = Json> implements Connections<C>, Source, Sink {
   readonly #runtime: Runtime;
   readonly #endpoint: string;
   readonly #options: ConnectionsOptions<C, S>;
@@ -202,10 +207,10 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     const { open } = this.#options;
     const { descriptor, unread } = arrival;
     if (open) return void this.#open(open, arrival);
-    const { state, allowHalfOpen } = parcelOf<S>(arrival.state);
+    const { state, allowHalfOpen, hasEnded } = parcelOf<S>(arrival.state);
     try {
       const { number } = descriptor;
-      const writable = !hasEnded(this.#runtime, number);
+      const writable = !hasEnded;
       const connection = this.#runtime.openSocket(number, { writable, allowHalfOpen }) as C;
       descriptor.take();
       if (unread.length > 0) (connection as SocketLike).unshift!(unread);
@@ -272,7 +277,7 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     return {
       descriptor: pause.socket,
       cookie: cookieOf(this.#runtime, pause.socket),
-      state: { state: luggage.state ?? null, allowHalfOpen: object.allowHalfOpen },
+      state: { state: luggage.state ?? null, allowHalfOpen: object.allowHalfOpen, hasEnded: object.hasEnded },
       unread: joined(luggage.unread, ahead?.bytes),
       leave: () => {
         this.delete(entry.connection);
@@ -299,7 +304,8 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
     try {
       return served.leave();
     } catch (error) {
-      this.#failed(new TakeoverError("ERR_TAKEOVER_STATE", `Cannot move a connection of ${JSON.stringify(this.#endpoint)}: leave() has thrown ${messageOf(error)}`, { cause: error }));
+      const message = `Cannot move a connection of ${JSON.stringify(this.#endpoint)}: leave() has thrown ${messageOf(error)}`;
+      this.#failed(new TakeoverError("ERR_TAKEOVER_STATE", message, { cause: error }));
       return null;
     }
   }
@@ -333,16 +339,8 @@ export class RawConnections<C, S extends Json = Json> implements Source, Sink {
 
 /** Nothing that comes over the wire is trusted to be of that shape. */
 function parcelOf<S extends Json>(state: Json): Parcel<S> {
-  const { state: given = null, allowHalfOpen } = (state ?? {}) as Partial<Parcel<S>>;
-  return { state: given as S, allowHalfOpen: allowHalfOpen === true };
-}
-
-/** Whether this side has sent its FIN: the first byte of `struct tcp_info` is the state (linux/tcp.h). */
-function hasEnded({ libc }: Runtime, descriptor: number): boolean {
-  const [state, size] = [allocate(1), allocate(4)];
-  viewOf(size).setUint32(0, 1, true);
-  if (libc.getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, state, size) < 0) return false;
-  return [TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_CLOSING].includes(state[0]!);
+  const { state: given = null, allowHalfOpen, hasEnded } = (state ?? {}) as Partial<Parcel<S>>;
+  return { state: given as S, allowHalfOpen: allowHalfOpen === true, hasEnded: hasEnded === true };
 }
 
 /** A connection whose object reads no more. */

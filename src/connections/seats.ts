@@ -57,6 +57,9 @@ const longestWaitMs = 50;
 const likelyMs = 20;
 const likelyCount = 2_048;
 
+/** Names of the seats of this process, as long as they are open. */
+const names = new Set<string>();
+
 /** One connection to the server. */
 export class Seat {
   /** Our end, which the server takes for a client. */
@@ -74,6 +77,7 @@ export class Seat {
     this.#runtime = runtime;
     this.end = end;
     this.name = name;
+    names.add(keyOf(name));
   }
 
   /** The server's descriptor. */
@@ -103,8 +107,14 @@ export class Seat {
 
   /** Leaves, as a client that has nothing more to say. */
   close(): void {
+    names.delete(keyOf(this.name));
     this.end[Symbol.dispose]();
   }
+}
+
+/** Whether whoever is at the other end of a connection is a seat of this process, and no client. */
+export function isSeat(peer: SocketAddress): boolean {
+  return names.size > 0 && names.has(keyOf(peer));
 }
 
 /**

@@ -76,28 +76,38 @@ interface NodeRequest {
 
 /** What is passed to Bun's `server.upgrade`. */
 export interface BunUpgradeOptions {
+  /** What `socket.data` becomes. */
   readonly data?: unknown;
+  /** Headers of the answer, as `Headers` can be made of. */
   readonly headers?: unknown;
 }
 
 /** Handlers as `Bun.serve` takes them, and those that are called when a socket moves. */
 export interface BunHandlers {
+  /** A socket is there: a new client's, or one that came from another process. */
   // deno-lint-ignore no-explicit-any
   open?(socket: any): unknown;
+  /** A message came. */
   // deno-lint-ignore no-explicit-any
   message(socket: any, message: any): unknown;
+  /** The client has gone, or was sent away; not called for a socket that has moved. */
   // deno-lint-ignore no-explicit-any
   close?(socket: any, code: number, reason: string): unknown;
+  /** A ping came. */
   // deno-lint-ignore no-explicit-any
   ping?(socket: any, data: any): unknown;
+  /** A pong came. */
   // deno-lint-ignore no-explicit-any
   pong?(socket: any, data: any): unknown;
+  /** Bun's own: whether messages may be compressed. A compressed socket stays. */
   readonly perMessageDeflate?: unknown;
   /** As {@linkcode WebSocketOptions}; a socket without it stays. */
   // deno-lint-ignore no-explicit-any
   leave?(socket: any): Json | undefined;
+  /** As {@linkcode WebSocketOptions}. */
   // deno-lint-ignore no-explicit-any
   left?(socket: any): void;
+  /** As {@linkcode WebSocketOptions}. */
   // deno-lint-ignore no-explicit-any
   stayed?(socket: any): void;
 }
@@ -120,51 +130,47 @@ const defaultRestMs = 3_000;
  * A request that becomes a WebSocket. Made before the upgrade: afterwards
  * Deno's requests tell nothing any more.
  */
-export class Opening {
-  readonly #open: (beginning: Beginning, socket: unknown, options: WebSocketOptions) => void;
-  readonly #beginning: Beginning;
-  readonly #upgrade: (options: BunUpgradeOptions | undefined, beginning: Beginning) => boolean;
+export interface Opening {
   /** What `leave` gave in the process that the socket comes from; null for a new client. */
   readonly state: Json;
   /** Whether it comes from another process. */
   readonly isMoved: boolean;
-
-  constructor(
-    state: Json,
-    isMoved: boolean,
-    beginning: Beginning,
-    open: (beginning: Beginning, socket: unknown, options: WebSocketOptions) => void,
-    upgrade: (options: BunUpgradeOptions | undefined, beginning: Beginning) => boolean,
-  ) {
-    this.state = state;
-    this.isMoved = isMoved;
-    this.#beginning = beginning;
-    this.#open = open;
-    this.#upgrade = upgrade;
-  }
-
   /**
    * Lets the socket move. Called before the application listens to it itself.
    *
    * @param socket What `Deno.upgradeWebSocket` gave, or a `WebSocket` of the
    *   package ws.
    */
-  track<S extends Json>(socket: unknown, options: WebSocketOptions<S>): void {
-    this.#open(this.#beginning, socket, options);
-  }
-
+  track<S extends Json>(socket: unknown, options: WebSocketOptions<S>): void;
   /**
    * `server.upgrade(request, options)` of Bun, whose handlers let the socket move.
    *
    * @returns Whether it became a WebSocket.
    */
-  upgrade(options?: BunUpgradeOptions): boolean {
-    return this.#upgrade(options, this.#beginning);
-  }
+  upgrade(options?: BunUpgradeOptions): boolean;
+}
+
+/** The WebSockets of a process, as the application lets them move. */
+export interface MovableWebSockets {
+  /** How many there are. */
+  readonly size: number;
+  /**
+   * Reads a request that is about to become a WebSocket.
+   *
+   * @param request Deno's or Bun's `Request`, or Node's `IncomingMessage`.
+   * @param beside What the handler got beside it: Deno's info, Bun's server;
+   *   nothing on Node.
+   */
+  opening(request: unknown, beside?: unknown): Opening;
+  /**
+   * Handlers for `Bun.serve` that count what comes. The application's own are
+   * called as before, `close` not for a socket that has moved.
+   */
+  handlers<H extends BunHandlers>(own: H): H;
 }
 
 /** The WebSockets of a process that may move. */
-export class WebSockets {
+export class WebSockets implements MovableWebSockets {
   readonly #runtime: Runtime;
   readonly #options: WebSocketsOptions;
   readonly #table: WebSocketTable;
@@ -222,13 +228,12 @@ export class WebSockets {
     const beginning = expected
       ? this.#moved({ target: all.target, headers }, expected)
       : this.#fresh(all, headers, request, beside);
-    return new Opening(
-      expected?.state ?? null,
-      expected !== undefined,
-      beginning,
-      (beginning, socket, options) => this.#track(beginning, request, socket, options),
-      (options, beginning) => this.#upgradeBun(beside as BunServer, request, options, beginning),
-    );
+    return {
+      state: expected?.state ?? null,
+      isMoved: expected !== undefined,
+      track: (socket, options) => this.#track(beginning, request, socket, options as WebSocketOptions),
+      upgrade: (options) => this.#upgradeBun(beside as BunServer, request, options, beginning),
+    };
   }
 
   /**

@@ -80,7 +80,9 @@ export interface Offer {
 
 /** The application's own state, which it versions itself. */
 export interface OfferedState {
+  /** The number that the application gave the value's shape. */
   readonly version: number;
+  /** What it has saved. */
   readonly value: Json;
 }
 

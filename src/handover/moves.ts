@@ -36,6 +36,7 @@ export interface ConnectionCounts {
 
 /** What became of all connections of a process that was replaced. */
 export interface DrainOutcome extends Drained {
+  /** How many have moved, and what of the rest. */
   readonly connections: ConnectionCounts;
 }
 

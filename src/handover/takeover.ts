@@ -44,9 +44,9 @@ import type { SocketAddress } from "../c/sockaddr.ts";
 import { type Beginning, begin, instanceName } from "./beginning.ts";
 import type { Conversation } from "./conversation.ts";
 import { type DrainOutcome, Moves } from "./moves.ts";
-import type { ConnectionsOptions, RawConnections } from "../connections/raw.ts";
+import type { Connections, ConnectionsOptions } from "../connections/raw.ts";
 import type { Json } from "../connections/movable.ts";
-import type { WebSockets } from "../connections/websockets.ts";
+import type { MovableWebSockets } from "../connections/websockets.ts";
 import { stateOf, type TakeoverOptions } from "./options.ts";
 import type { Succession } from "./successor.ts";
 
@@ -378,7 +378,7 @@ export class Takeover implements AsyncDisposable {
    * await takeover.listen("echo", { port: 7 }, (at) => createServer((socket) => lines.add(socket)).listen(at));
    * ```
    */
-  connections<C, S extends Json = Json>(name: string, options: ConnectionsOptions<C, S>): RawConnections<C, S> {
+  connections<C, S extends Json = Json>(name: string, options: ConnectionsOptions<C, S>): Connections<C> {
     return this.#moves.connections(checkedName(name, this.#limits), options);
   }
 
@@ -397,7 +397,7 @@ export class Takeover implements AsyncDisposable {
    * return response;
    * ```
    */
-  get webSockets(): WebSockets {
+  get webSockets(): MovableWebSockets {
     return this.#moves.webSockets;
   }
 

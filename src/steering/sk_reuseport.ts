@@ -15,7 +15,6 @@
  */
 
 import { allocate, type Bytes, viewOf } from "../c/bytes.ts";
-import { functions } from "../c/libc.ts";
 import { checked, SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { cString, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
@@ -214,13 +213,10 @@ const kept: Bytes[] = [];
 /** `bpf(command, attribute, size)` (bpf(2)), for which libc has no name. */
 function bpf(runtime: Runtime, command: number, attribute: Bytes, ...pointedTo: readonly Bytes[]): number {
   const { abi, libc } = runtime;
-  if (abi.platform !== "linux" || !canPassAddresses) throw new SystemError("ENOSYS", -38, "bpf");
+  if (abi.platform !== "linux") throw new SystemError("ENOSYS", -38, "bpf");
   kept.push(attribute, ...pointedTo);
   const address = Number(runtime.addressOf(attribute));
   const result = libc.syscall(systemCalls[abi.arch], command, address, attribute.length, 0);
   kept.length = 0;
   return checked(abi, "bpf", result);
 }
-
-/** An address has 64 bits, of which a parameter that is `unsigned` loses half. */
-const canPassAddresses: boolean = (functions.syscall.parameters as readonly string[])[2] === "size_t";

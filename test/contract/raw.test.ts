@@ -579,7 +579,8 @@ onDeno("RawConnections closes what it holds when the program closes a Deno.Conn 
 
 onBun("RawConnections moves a Bun.Socket", async () => {
   const { connectionFrom } = await import("../../runtimes/bun.ts");
-  await goesRound(bunSocket, (descriptor) => connectionFrom(descriptor, (at) => bunSocket.open(at) as Promise<unknown>), (socket) => (socket as { end(): void }).end());
+  const open = (descriptor: OwnedDescriptor) => connectionFrom(descriptor, (at) => bunSocket.open(at) as Promise<unknown>);
+  await goesRound(bunSocket, open, (socket) => (socket as { end(): void }).end());
 });
 
 test("RawConnections lets what is no connection stay", () => {

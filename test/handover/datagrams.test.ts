@@ -14,7 +14,7 @@ import { test } from "node:test";
 import { binaries, commandFor, root } from "../support/binaries.mjs";
 import type { DatagramPlan, DatagramReport } from "../support/datagram_load.ts";
 import { Relay, sleep } from "../support/relay.ts";
-import { nineHandOvers, type RuntimeName, type Server } from "../support/server.ts";
+import { nineHandOvers, type RuntimeName, runtimes, type Server } from "../support/server.ts";
 
 const perSecond = Number(process.env.DATAGRAMS_PER_SECOND ?? 4_000);
 const restMs = 250;
@@ -58,8 +58,9 @@ class Load implements Disposable {
     this.#report.catch(() => {});
   }
 
-  static async start(relay: Relay): Promise<Load> {
-    const load = new Load({ port: relay.port, flowCount: 64, perSecond });
+  /** @param answerLimitMs How long to wait for answers that may not come. */
+  static async start(relay: Relay, answerLimitMs = 10_000): Promise<Load> {
+    const load = new Load({ port: relay.port, flowCount: 64, perSecond, answerLimitMs });
     await Promise.race([load.begun, load.#report]);
     return load;
   }
@@ -86,7 +87,7 @@ function assertNothingLost(report: DatagramReport, generationCount: number): voi
 test("stop-then-start loses datagrams, and the load client counts them", async () => {
   await using relay = await relayed();
   const old = await next(relay, "node");
-  using load = await Load.start(relay);
+  using load = await Load.start(relay, 1_000);
   await sleep(restMs);
   old.signal("SIGKILL");
   await old.ended;
@@ -108,4 +109,57 @@ test("nine hand-overs through all pairs of runtimes lose and double no datagram"
   await sleep(restMs);
   assertNothingLost(await load.stop(), nineHandOvers.length);
   for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
+});
+
+test("a successor that is killed before it is ready takes no datagram with it", async () => {
+  await using relay = await relayed();
+  await next(relay, "deno");
+  using load = await Load.start(relay);
+  for (const runtime of runtimes) {
+    const successor = relay.start(runtime, { CRASH: "before-ready" }, commandOf(runtime));
+    relay.servers.push(successor);
+    await successor.ended;
+  }
+  assertNothingLost(await load.stop(), 1);
+});
+
+/** What a process has read and not answered when it is killed is lost; no runtime reads more than that at once. */
+const readCount = 64;
+
+function assertHardlyAnythingLost({ failures, sent, answered, bufferErrors }: DatagramReport): void {
+  const { unanswered = 0, ...others } = failures;
+  assert.deepEqual(others, {});
+  assert.ok(unanswered <= readCount, `${unanswered} are lost`);
+  assert.equal(answered + unanswered, sent);
+  assert.equal(bufferErrors, 0);
+}
+
+test("the incumbent reads again when its successor is killed in the lease", async () => {
+  await using relay = await relayed({ SETTLE_MS: "60000" });
+  const incumbent = await next(relay, "bun");
+  using load = await Load.start(relay, 1_000);
+  const successor = await next(relay, "node");
+  await sleep(restMs);
+  successor.signal("SIGKILL");
+  await incumbent.event("resumed");
+  await sleep(restMs);
+  const report = await load.stop();
+  assertHardlyAnythingLost(report);
+  assert.deepEqual(Object.keys(report.byGeneration), ["1", "2"]);
+});
+
+test("a successor goes on alone when its incumbent is killed in the lease, and is replaced in turn", async () => {
+  await using relay = await relayed({ SETTLE_MS: "60000" });
+  const first = await next(relay, "deno");
+  using load = await Load.start(relay, 1_000);
+  const second = await next(relay, "node");
+  first.signal("SIGKILL");
+  await second.event("settled");
+  const third = await next(relay, "bun");
+  second.signal("SIGKILL");
+  await third.event("settled");
+  await sleep(restMs);
+  const report = await load.stop();
+  assertHardlyAnythingLost(report);
+  assert.equal(Object.keys(report.byGeneration).at(-1), "3");
 });

@@ -156,7 +156,7 @@ MANIFESTS = {
     "no-name": lambda control, web: [control, without(web, "name")],
     "empty-name": lambda control, web: [control, {**web, "name": ""}],
     "long-name": lambda control, web: [control, {**web, "name": "w" * 256}],
-    "other-kind": lambda control, web: [control, {**web, "kind": "datagram"}],
+    "other-kind": lambda control, web: [control, {**web, "kind": "connection"}],
     "no-cookie": lambda control, web: [control, without(web, "cookie")],
     "short-cookie": lambda control, web: [control, {**web, "cookie": "abc"}],
     "no-address": lambda control, web: [control, without(web, "address")],
