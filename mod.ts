@@ -45,6 +45,7 @@ export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
 export type { OfferedState } from "./src/handover/messages.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
+export type { FlowOptions, Flows } from "./src/handover/flows.ts";
 export type { DatagramAddress, UdpEndpoint, UnixDatagramEndpoint } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
 export { formatDiagnosis } from "./src/foreign/diagnosis.ts";

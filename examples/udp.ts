@@ -13,50 +13,78 @@
  * generation that issued the flow's tag, 0 for none.
  *
  * Start it again, on the same runtime or another, and the second takes over.
- * Environment and events are those of examples/service.ts.
+ * With `FLOWS=forwarded` the first goes on answering the datagrams with its own
+ * tag until `DRAIN_MS` is up. Environment and events are otherwise those of
+ * examples/service.ts.
  */
 
 import { createSocket } from "node:dgram";
+import { env } from "node:process";
+import type { Flows } from "../mod.ts";
 import { address, Bun, Deno, run, type Who } from "./service.ts";
 
 /** What comes while a process starts to serve waits in the socket. */
 const receiveBufferSize = 4 * 1024 * 1024;
 
-await run("udp", (takeover, who) => {
-  const answer = answerer(who);
-  return takeover.bind("web", { ...address, receiveBufferSize }, (at) => {
-    if (Deno) return serve(Deno.listenDatagram({ ...at, transport: "udp" }), answer);
-    if (Bun) {
-      const data = (socket: BunSocket, _: unknown, port: number, hostname: string) => void socket.send(answer(), port, hostname);
-      return Bun.udpSocket({ ...at, socket: { data } });
-    }
-    const socket = createSocket(at.hostname.includes(":") ? "udp6" : "udp4");
-    socket.on("message", (_, from) => socket.send(answer(), from.port, from.address));
-    return socket.bind(at);
-  });
+/** Sends an answer. */
+type Send = (bytes: Uint8Array, port: number, hostname: string) => unknown;
+
+await run("udp", async (takeover, who) => {
+  const next = answers(who);
+  let send: Send = () => {};
+  const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
+  // What a newer process has read for this one.
+  const datagram = (_: Uint8Array, { port, hostname }: { port: number; hostname: string }) => send(next(), port, hostname);
+  const open = (at: { hostname: string; port: number; address: string }, flows: Flows) => {
+    const family = at.hostname.includes(":") ? "inet6" : "inet";
+    return receive(at, (bytes, port, hostname, reply) => {
+      send = reply;
+      if (!flows.take(bytes, { family, hostname, port })) send(next(), port, hostname);
+    });
+  };
+  const options = env.FLOWS === "forwarded" ? { flows: { route, datagram } } : {};
+  return await takeover.bind("web", { ...address, receiveBufferSize }, open, options);
 });
 
 /** Gives one answer after the other. */
-function answerer({ pid, generation }: Who): () => Uint8Array {
+function answers({ pid, generation }: Who): () => Uint8Array {
   const encoder = new TextEncoder();
   let n = 0;
   return () => encoder.encode(JSON.stringify({ n: ++n, pid, generation }));
 }
 
-/** The part of Bun's socket that is used. */
-interface BunSocket {
-  send(bytes: Uint8Array, port: number, hostname: string): boolean;
+/** Opens a socket of the runtime's own kind. */
+function receive(
+  at: { hostname: string; port: number; address: string },
+  datagram: (bytes: Uint8Array, port: number, hostname: string, send: Send) => void,
+): unknown {
+  if (Deno) return pull(Deno.listenDatagram({ ...at, transport: "udp" }), datagram);
+  if (Bun) {
+    return Bun.udpSocket({
+      ...at,
+      socket: {
+        data(socket: { send: Send }, bytes: Uint8Array, port: number, hostname: string) {
+          datagram(bytes, port, hostname, (...answer) => socket.send(...answer));
+        },
+      },
+    });
+  }
+  const socket = createSocket(at.hostname.includes(":") ? "udp6" : "udp4");
+  const send: Send = (...answer) => socket.send(...answer);
+  socket.on("message", (bytes, from) => datagram(bytes, from.port, from.address, send));
+  return socket.bind(at);
 }
 
 /** The part of Deno's socket that is used. */
-interface DenoSocket extends AsyncIterable<[Uint8Array, unknown]> {
+interface DenoSocket extends AsyncIterable<[Uint8Array, { readonly hostname: string; readonly port: number }]> {
   send(bytes: Uint8Array, to: unknown): Promise<number>;
 }
 
 /** Returns at once; the loop ends when the socket is closed. */
-function serve(socket: DenoSocket, answer: () => Uint8Array): DenoSocket {
+function pull(socket: DenoSocket, datagram: (bytes: Uint8Array, port: number, hostname: string, send: Send) => void): DenoSocket {
+  const send: Send = (bytes, port, hostname) => socket.send(bytes, { transport: "udp", hostname, port });
   void (async () => {
-    for await (const [, from] of socket) await socket.send(answer(), from);
+    for await (const [bytes, { port, hostname }] of socket) datagram(bytes, port, hostname, send);
   })();
   return socket;
 }

@@ -61,8 +61,8 @@ export class HttpSource implements Source {
       state: null,
       unread: new Uint8Array(0),
       leave: () => frozen.leave(),
-      thaw: () => {
-        connection.stays = "refused";
+      thaw: (_error, isRefused) => {
+        if (isRefused) connection.stays = "refused";
         frozen.thaw();
       },
     };

@@ -300,8 +300,8 @@ export class WebSocketSource implements Source {
       state: this.#stateFor(connection, left),
       unread: new Uint8Array(0),
       leave: () => this.#letGo(connection),
-      thaw: () => {
-        this.#refused.add(connection);
+      thaw: (_error, isRefused) => {
+        if (isRefused) this.#refused.add(connection);
         this.#release(connection, 0);
         this.#call(connection.options.stayed, connection);
       },

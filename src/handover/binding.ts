@@ -60,7 +60,8 @@ export function bindEndpoint(
 }
 
 /** Whether a socket is what an endpoint of that kind needs. */
-export function isOfKind({ type, listening }: SocketIdentity, kind: OpenedKind | "control"): boolean {
+export function isOfKind({ family, type, listening }: SocketIdentity, kind: OpenedKind | "control" | "flows"): boolean {
+  if (kind === "flows") return family === "unix" && type === "other" && !listening;
   return kind === "datagram" ? type === "dgram" : type === "stream" && listening;
 }
 

@@ -8,9 +8,10 @@
  */
 
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
+import type { OfferedFlows } from "./flows.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
-import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
@@ -36,6 +37,8 @@ export interface IncumbentHost {
   lessor(): Peer | null;
   /** Everything to offer, the control socket first. */
   endpoints(): readonly Endpoint[];
+  /** The ends over which datagrams will come; the caller closes them. */
+  flows(): readonly OfferedFlows[];
   /** A successor's hello was accepted. */
   greeted(): void;
   /** Ready: stop accepting on the control socket and what is claimed. */
@@ -151,9 +154,10 @@ export class Incumbent {
     const session: Session = { hello, conversation, joined, join, isJoined: false };
     this.#session = session;
     this.#host.greeted();
+    const flows = hello.datagrams ? this.#host.flows() : [];
     let second: Conversation | null = null;
     try {
-      second = await this.#offer(session, version, endpoints);
+      second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
       checkNames(claimed, endpoints, "claims");
@@ -162,6 +166,7 @@ export class Incumbent {
       await this.#lease(session, claimed, moving);
     } finally {
       this.#session = null;
+      disposeAll(flows.map(({ channel }) => channel));
       // A second connection that comes too late has nobody, either.
       if (second) second.destroy();
       else if (!session.isJoined) void joined.then((late) => late.destroy());
@@ -206,7 +211,7 @@ export class Incumbent {
   async #offer(
     { hello, conversation, joined }: Session,
     version: number,
-    endpoints: readonly Endpoint[],
+    endpoints: readonly (Endpoint | OfferedFlows)[],
   ): Promise<Conversation> {
     const { runtime, limits, generation } = this.#host;
     conversation.send({
@@ -302,8 +307,10 @@ function isTimeout(error: unknown): boolean {
   return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT";
 }
 
-function manifestEntry({ kind, name, identity, isSupervised }: Endpoint, ticketKeys: string): OfferedEndpoint {
+function manifestEntry(offered: Endpoint | OfferedFlows, ticketKeys: string): OfferedEndpoint {
+  const { kind, name, identity, isSupervised } = offered;
   const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+  if (offered.kind === "flows") return { ...entry, generation: (offered as OfferedFlows).generation };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }
 

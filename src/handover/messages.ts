@@ -52,12 +52,14 @@ export interface Join {
 /** One socket of the manifest. */
 export interface OfferedEndpoint {
   /** `control` is the control socket itself, always the first. */
-  readonly kind: EndpointKind;
+  readonly kind: EndpointKind | "flows";
   /** Empty for the control socket. */
   readonly name: string;
   readonly address: SocketAddress;
   /** `SO_COOKIE`, 16 hexadecimal digits, or empty where there is none. */
   readonly cookie: string;
+  /** Of flows: whose they are. */
+  readonly generation?: number;
   /** Whether the place belongs to a service manager or the like. */
   readonly supervised?: boolean;
   /** The keys of a TLS server's session tickets, 96 hexadecimal digits; empty for none. */
@@ -170,7 +172,7 @@ export function parseOffer(head: FrameHead, limits: Limits): Offer {
   if (endpoints[0]?.kind !== "control" || controls !== 1) {
     throw wrong("endpoints", "the control socket first and once");
   }
-  const all = endpoints.slice(1).map(({ name }) => name);
+  const all = endpoints.slice(1).filter(({ kind }) => kind !== "flows").map(({ name }) => name);
   if (new Set(all).size !== all.length) throw wrong("endpoints", "every name once");
   return {
     type: "offer",
@@ -225,7 +227,9 @@ export function checkedName(name: unknown, limits: Limits): string {
 function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
   const head = asObject(item, "endpoints");
   const kind = text(head, "kind", textSize);
-  if (kind !== "control" && kind !== "listener" && kind !== "datagram") throw wrong("kind", "control, listener or datagram");
+  if (kind !== "control" && kind !== "listener" && kind !== "datagram" && kind !== "flows") {
+    throw wrong("kind", "control, listener, datagram or flows");
+  }
   const cookie = text(head, "cookie", 16);
   if (!/^([0-9a-f]{16})?$/.test(cookie)) throw wrong("cookie", "16 hexadecimal digits or none");
   return {
@@ -233,6 +237,7 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     name: kind === "control" ? "" : checkedName(head.name, limits),
     address: parseAddress(object(head, "address")),
     cookie,
+    ...kind === "flows" && { generation: integer(head, "generation") },
     supervised: head.supervised === true,
     ticketKeys: typeof head.ticketKeys === "string" && head.ticketKeys.length === 96 ? head.ticketKeys : "",
   };

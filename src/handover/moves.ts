@@ -63,6 +63,7 @@ export class Moves {
   #before: ConnectionCounts = { moved: 0, refused: 0, draining: {} };
   #arrivals: Arrivals | null = null;
   #departures: Departures | null = null;
+  #isClosed = false;
   #isArriving = false;
 
   /**
@@ -156,9 +157,15 @@ export class Moves {
     return this.#departures.ended;
   }
 
-  /** Whether connections can go. */
-  get isDeparting(): boolean {
-    return this.#departures !== null;
+  /** No more come: what is sent to this process from here on stays where it is. */
+  close(): void {
+    this.#isClosed = true;
+    void this.#arrivals?.announce().catch(() => {});
+  }
+
+  /** Whether some may come that are to go on to the successor: the process before this one has not ended. */
+  get mayPassThrough(): boolean {
+    return this.#isArriving && this.#departures !== null;
   }
 
   /** Whether some may come that are to go on to the successor: the process before this one has not ended. */
@@ -193,6 +200,7 @@ export class Moves {
   }
 
   #entrances(): Entrance[] {
+    if (this.#isClosed) return [];
     const raw = [...this.#raw].map(([name, sink]): Entrance => ({ name, kind: "raw", sink }));
     return [...raw, ...[...this.#servers.values()].flatMap(({ entrances }) => entrances)];
   }

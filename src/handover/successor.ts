@@ -16,6 +16,7 @@ import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
+import type { OlderFlows } from "./flows.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { connectPath } from "../sockets/listener.ts";
@@ -50,6 +51,8 @@ export class Succession {
   readonly control: Unopened;
   /** The other sockets by name; an entry is taken out by whoever opens it. */
   readonly endpoints: Map<string, Unopened>;
+  /** Where datagrams of older processes are forwarded, by the endpoint's name; taken by whoever opens that. */
+  readonly flows: Map<string, OlderFlows[]> = new Map();
   /** The keys of the session tickets of the incumbent's TLS servers, by name. */
   readonly ticketKeys: ReadonlyMap<string, string>;
   /** What the incumbent's application gave. */
@@ -72,7 +75,8 @@ export class Succession {
     this.#second = second;
     this.from = { pid: offer.pid, runtime: offer.runtime, generation: offer.generation };
     this.control = sockets[0]!;
-    this.endpoints = new Map(sockets.slice(1).map((socket, index) => [offer.endpoints[index + 1]!.name, socket]));
+    this.endpoints = new Map();
+    for (const [index, socket] of sockets.entries()) this.#sort(offer.endpoints[index]!, socket);
     this.#conversation = conversation;
     this.#limits = limits;
   }
@@ -167,6 +171,20 @@ export class Succession {
     conversation.end();
   }
 
+  #sort({ kind, name, generation = 0 }: OfferedEndpoint, socket: Unopened): void {
+    if (kind === "control") return;
+    if (kind !== "flows") return void this.endpoints.set(name, socket);
+    const others = this.flows.get(name) ?? [];
+    this.flows.set(name, [...others, { generation, channel: socket.descriptor }]);
+  }
+
+  /** The older processes of an endpoint, once; the caller closes the channels. */
+  takeFlows(name: string): readonly OlderFlows[] {
+    const found = this.flows.get(name) ?? [];
+    this.flows.delete(name);
+    return found;
+  }
+
   /** The connection on which connections come, once; the caller closes it. */
   takeSecond(): FdChannel | null {
     const second = this.#second;
@@ -185,6 +203,7 @@ export class Succession {
     this.takeSecond()?.close();
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();
+    for (const name of [...this.flows.keys()]) disposeAll(this.takeFlows(name).map(({ channel }) => channel));
   }
 
   /** Says alive until the incumbent's last word. */
@@ -313,13 +332,15 @@ function verified(
 }
 
 function wrongSocket(offered: OfferedEndpoint, identity: SocketIdentity | null): TakeoverError {
-  const name = offered.kind === "control" ? "the control socket" : `the endpoint ${JSON.stringify(offered.name)}`;
+  const owner = offered.kind === "flows" ? "the flows of " : "";
+  const name = offered.kind === "control" ? "the control socket" : `${owner}the endpoint ${JSON.stringify(offered.name)}`;
   const found = identity === null
     ? "a descriptor that is no IP or Unix socket"
     : `a ${identity.type} socket at ${formatAddress(identity.address)}${identity.type === "stream" && !identity.listening ? " that does not listen" : ""}`;
+  const expected = { control: "listening", listener: "listening", datagram: "datagram", flows: "packet" }[offered.kind];
   return new TakeoverError(
     "ERR_TAKEOVER_DESCRIPTOR",
-    `Cannot take ${name}: expected the ${offered.kind === "datagram" ? "datagram" : "listening"} socket at ${formatAddress(offered.address)} ` +
+    `Cannot take ${name}: expected the ${expected} socket at ${formatAddress(offered.address)} ` +
       `with cookie ${offered.cookie || "none"}, got ${found} with cookie ${identity?.cookie || "none"}`,
   );
 }

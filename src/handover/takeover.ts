@@ -31,6 +31,7 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
+import { checkedFlows, type FlowOptions, type Flows, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
@@ -104,6 +105,7 @@ export class Takeover implements AsyncDisposable {
   readonly #drain = new Drain();
   readonly #emitter = new Emitter();
   readonly #moves: Moves;
+  readonly #flows: ProcessFlows;
   readonly #incumbent: Incumbent;
   #stage: Stage = "starting";
   #isReadying = false;
@@ -154,6 +156,7 @@ export class Takeover implements AsyncDisposable {
       (progress) => this.#emitter.emit("progress", progress),
       (error) => this.#emitter.emit("unserved", reported(error)),
     );
+    this.#flows = new ProcessFlows(runtime, this.generation, (error) => this.#emitter.emit("unserved", reported(error)));
     this.#reporting = new Reporting({
       notifier,
       pid: runtime.libc.getpid(),
@@ -169,6 +172,7 @@ export class Takeover implements AsyncDisposable {
       generation: this.generation,
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
       endpoints: () => this.#offered(),
+      flows: () => this.#flows.offer(this.#offered().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
@@ -249,7 +253,9 @@ export class Takeover implements AsyncDisposable {
    * @param name Names the endpoint across generations; at most 255 bytes.
    * @param address Where it is to be; a UDP port, or a Unix path.
    * @param open Opens a native socket at the address it is given, which on
-   *   Linux is a placeholder that the true socket replaces right after.
+   *   Linux is a placeholder that the true socket replaces right after. It is
+   *   given the flows besides.
+   * @param options `flows`: for flows that stay with the process that knows them.
    * @returns What `open` returned. It receives from {@linkcode ready} on; the
    *   first process's at once.
    * @throws {TakeoverError} As {@linkcode listen}.
@@ -262,11 +268,22 @@ export class Takeover implements AsyncDisposable {
    * await takeover.bind("dns", { port: 53 }, (at) => dgram.createSocket("udp4", answer).bind(at));
    * ```
    */
-  bind<T>(name: string, address: UdpEndpoint, open: (at: DatagramOpening) => T): Promise<Awaited<T>>;
+  bind<T>(
+    name: string,
+    address: UdpEndpoint,
+    open: (at: DatagramOpening, flows: Flows) => T,
+    options?: { readonly flows?: FlowOptions },
+  ): Promise<Awaited<T>>;
   /** The same on a Unix path. */
   bind<T>(name: string, address: UnixDatagramEndpoint, open: (at: UnixDatagramOpening) => T): Promise<Awaited<T>>;
-  async bind<T>(name: string, address: DatagramAddress, open: (at: never) => T): Promise<Awaited<T>> {
-    return await this.#openOnce("datagram", name, address, open);
+  async bind<T>(
+    name: string,
+    address: DatagramAddress,
+    open: (at: never, flows: Flows) => T,
+    options: { readonly flows?: FlowOptions } = {},
+  ): Promise<Awaited<T>> {
+    const flows = checkedFlows(options.flows);
+    return await this.#openOnce("datagram", name, address, (at) => open(at, this.#flows.open(name, flows)));
   }
 
   /**
@@ -447,6 +464,8 @@ export class Takeover implements AsyncDisposable {
     this.#stage = "closed";
     this.#drain.active = true;
     this.#incumbent.close();
+    this.#moves.close();
+    this.#flows.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
     if (isAlone) this.#paths.remove(this.#path);
@@ -490,6 +509,7 @@ export class Takeover implements AsyncDisposable {
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
     if (kind === "listener") this.#moves.opened(endpoint, native);
+    else if (!isNew) this.#flows.inherit(name, this.#succession?.takeFlows(name) ?? []);
     return native;
   }
 
@@ -582,6 +602,7 @@ export class Takeover implements AsyncDisposable {
   #becomeLeased(to: Peer, claimed: readonly string[]): void {
     this.#controlEndpoint!.pause();
     for (const name of claimed) this.#endpoints.get(name)!.pause();
+    this.#flows.leased(claimed);
     this.#stage = "leased";
     this.#successor = to;
     this.#readyAt = Date.now();
@@ -599,6 +620,7 @@ export class Takeover implements AsyncDisposable {
 
   #resume(to: Peer, error: unknown): void {
     void this.#moves.stop(error);
+    this.#flows.resumed();
     this.#reporting.keptOn();
     this.#drain.active = false;
     this.#stage = "serving";
@@ -609,6 +631,7 @@ export class Takeover implements AsyncDisposable {
 
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
+    this.#flows.released();
     const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
@@ -643,6 +666,7 @@ export class Takeover implements AsyncDisposable {
     const ended = await connectionsEnd(this.#runtime, addresses, drainMs, () => this.#moves.mayPassThrough);
     clearTimeout(timer);
     await this.#moves.stop();
+    await this.#flows.ended(drainMs - ended.ms);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
     const drained = { ...ended, connections: this.#moves.departed };
     await this.#reporting.idle();

@@ -147,6 +147,41 @@ onBun("Endpoint.release leaves Bun.serve to be closed, and nothing spins", () =>
 
 onBun("Endpoint.release leaves Bun.listen to be closed, and nothing spins", () => releases(bunListen));
 
+/** What comes to its own address waits meanwhile, and is answered when it is resumed; released, it is nobody's. */
+async function acceptsInPrivate<T>(native: Native<T>): Promise<void> {
+  const { endpoint, server, identity, copy } = await served(native);
+  try {
+    await endpoint.whileAccepting((address) => Promise.resolve(assert.deepEqual(address, identity.address)));
+    endpoint.pause();
+    const waiting = native.ask(reachable(identity.address));
+    await until(() => queuedCount(copy.number) === 1, "a connection in the queue");
+    await endpoint.whileAccepting(async (address, isOver) => {
+      assert.notDeepEqual(address, identity.address);
+      assert.match(await native.ask(reachable(address)), /hello/);
+      assert.deepEqual([endpoint.alive, isOver(), queuedCount(copy.number)], [true, false, 1]);
+    });
+    assert.equal(cookieOf(runtime, endpoint.descriptor), identity.cookie);
+    await endpoint.whileAccepting(async (_, isOver) => {
+      endpoint.resume();
+      assert.equal(isOver(), true);
+      assert.match(await waiting, /hello/);
+    });
+    endpoint.release();
+    await endpoint.whileAccepting(async (address) => assert.match(await native.ask(reachable(address)), /hello/));
+  } finally {
+    copy[Symbol.dispose]();
+    await native.close(server);
+  }
+  const isClosed = { code: "ERR_TAKEOVER_ADOPT", message: /it has been closed$/ };
+  await assert.rejects(endpoint.whileAccepting(() => Promise.resolve()), isClosed);
+}
+
+test("Endpoint.whileAccepting has a paused node:http accept what nobody else can", () => acceptsInPrivate(nodeHttp));
+
+onDeno("Endpoint.whileAccepting has a paused Deno.serve accept what nobody else can", () => acceptsInPrivate(denoServe));
+
+onBun("Endpoint.whileAccepting has a paused Bun.serve accept what nobody else can", () => acceptsInPrivate(bunServe));
+
 /** A descriptor that nothing else gets, as long as lower ones are free. */
 const farNumber = 900;
 

@@ -82,7 +82,7 @@ function tests(name: string, kind: HttpKind): void {
       rawWrite(client, get("/next"));
       await sleep(2 * tickMs);
       assert.equal(unreadSize(runtime, connection.descriptor), get("/next").length);
-      connection.thaw(new Error("it was refused"));
+      connection.thaw(new Error("it was refused"), true);
       await answered(client);
       assert.deepEqual(server.source.census(), { waiting: 0, staying: { refused: 1 } });
       await asked(client);
@@ -112,7 +112,7 @@ function tests(name: string, kind: HttpKind): void {
       for (const [index, cut] of cuts.entries()) rawWrite(clients[index]!, request.slice(cut));
       for (const client of clients) await answered(client);
       const connections = await frozenAll(server, cuts.length);
-      for (const connection of connections) connection.thaw(new Error("it was refused"));
+      for (const connection of connections) connection.thaw(new Error("it was refused"), true);
       for (const client of clients) client[Symbol.dispose]();
     }));
 
@@ -141,7 +141,7 @@ function tests(name: string, kind: HttpKind): void {
       await asked(client);
       rawWrite(client, "GET /ne");
       const parked = server.source.ready(1, false).map((movable) => movable.freeze());
-      for (const connection of parked) connection?.thaw(new Error("it was refused"));
+      for (const connection of parked) connection?.thaw(new Error("it was refused"), true);
       await sleep(tickMs);
       rawWrite(client, "xt HTTP/1.1\r\nHost: test\r\n\r\n");
       await answered(client);
@@ -181,7 +181,7 @@ function tests(name: string, kind: HttpKind): void {
       assert.deepEqual(server.source.census(), { waiting: 1, staying: {} });
       server.release();
       await answered(client);
-      (await frozen(server)).thaw(new Error("it was refused"));
+      (await frozen(server)).thaw(new Error("it was refused"), true);
     }));
 
   test(`${name}: an answer that is streamed keeps its connection, between two of its parts too`, () =>
@@ -194,7 +194,7 @@ function tests(name: string, kind: HttpKind): void {
       await noneFrozen(server, 80, true);
       server.release();
       await answered(client, "done");
-      (await frozen(server)).thaw(new Error("it was refused"));
+      (await frozen(server)).thaw(new Error("it was refused"), true);
     }));
 
   test(`${name}: an answer that does not fit into the kernel keeps its connection`, () =>
@@ -244,11 +244,11 @@ function tests(name: string, kind: HttpKind): void {
       using client = server.connect();
       await asked(client, "/slow");
       server.start();
-      (await frozen(server)).thaw(new Error("it was refused"));
+      (await frozen(server)).thaw(new Error("it was refused"), true);
       rawWrite(client, get("/").repeat(4));
       let text = "";
       await until(() => {
-        for (const movable of server.source.ready(1, false)) movable.freeze()?.thaw(new Error("it was refused"));
+        for (const movable of server.source.ready(1, false)) movable.freeze()?.thaw(new Error("it was refused"), true);
         return (text += rawRead(client)).split("HTTP/1.1 200").length === 5;
       }, () => `four answers, came ${text}`);
     }));
@@ -305,7 +305,7 @@ function upgradeTests(name: string, kind: HttpKind): void {
       await asked(plain, "/slow");
       const connection = await frozen(server);
       rawWrite(plain, get("/"));
-      connection.thaw(new Error("it was refused"));
+      connection.thaw(new Error("it was refused"), true);
       await answered(plain);
       await noneFrozen(server, 80, true);
       for (const client of clients) client[Symbol.dispose]();

@@ -69,7 +69,11 @@ const plan: Required<KeepAlivePlan> = {
 };
 
 const startedAt = performance.now();
-const [byLoad, byGeneration, failures, closings, worstMs]: Record<string, number>[] = [{}, {}, {}, {}, {}] as const;
+const byLoad: Record<string, number> = {};
+const byGeneration: Record<string, number> = {};
+const failures: Record<string, number> = {};
+const closings: Record<string, number> = {};
+const worstMs: Record<string, number> = {};
 let answered = 0;
 let begun = 0;
 let isStopping = false;
