@@ -168,11 +168,6 @@ export class Moves {
     return this.#isArriving && this.#departures !== null;
   }
 
-  /** Whether some may come that are to go on to the successor: the process before this one has not ended. */
-  get mayPassThrough(): boolean {
-    return this.#isArriving && this.#departures !== null;
-  }
-
   /** What waits for a better moment goes at that time, in milliseconds from now. */
   hurry(inMs: number): void {
     this.#departures?.hurry(inMs);
