@@ -29,7 +29,8 @@ export async function run({ quick }: Options): Promise<readonly Table[]> {
   const rows: Row[] = [];
   const notes: string[] = [];
   for (const runtime of runtimes) {
-    rows.push(rowOf(runtime, reloadCount, await measure((port) => startChain(runtime, port, scratch), reloadCount)));
+    const report = await measure((port) => startChain(runtime, port, scratch), reloadCount);
+    rows.push(rowOf(runtime, reloadCount, report));
   }
   for (const [name, start] of Object.entries(others)) {
     if (spawnSync(name, ["-v"]).error) notes.push(`no ${name} here: install it`);
@@ -102,6 +103,9 @@ async function startChain(runtime: RuntimeName, port: number, scratch: Scratch):
 const keptSeconds = 250;
 const keptRequests = 10_000_000;
 
+/** Nginx has a folder for each, and makes it at the start. */
+const temporaryKinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+
 /** Programs that reload their settings in new processes, by name. */
 const others: Readonly<Record<string, (port: number, scratch: Scratch) => Promise<Contestant>>> = {
   nginx(port, { path }) {
@@ -111,7 +115,7 @@ const others: Readonly<Record<string, (port: number, scratch: Scratch) => Promis
       events { worker_connections 4096; }
       http {
         access_log off; keepalive_timeout ${keptSeconds}s; keepalive_requests ${keptRequests};
-        ${["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((kind) => `${kind}_temp_path ${path}/${kind};`).join(" ")}
+        ${temporaryKinds.map((kind) => `${kind}_temp_path ${path}/${kind};`).join(" ")}
         server { listen 127.0.0.1:${port}; location / { return 200 "hello"; } }
       }`);
     return started(["nginx", "-c", file, "-p", path], port, "SIGHUP");
@@ -150,8 +154,8 @@ async function started(command: readonly string[], port: number, signal: NodeJS.
 
 async function accepting(server: Server, port: number): Promise<void> {
   for (let waitedMs = 0; waitedMs < 10_000; waitedMs += 20) {
-    const isThere = await fetch(`http://127.0.0.1:${port}/`).then((answer) => answer.arrayBuffer()).then(() => true, () => false);
-    if (isThere) return;
+    const answer = await fetch(`http://127.0.0.1:${port}/`).then((response) => response.text(), () => null);
+    if (answer !== null) return;
     await sleep(20);
   }
   throw new Error(`The server does not answer on port ${port}:\n${server.stderr}`);

@@ -26,24 +26,33 @@ import { address, Bun, Deno, run, type Who } from "./service.ts";
 /** What comes while a process starts to serve waits in the socket. */
 const receiveBufferSize = 4 * 1024 * 1024;
 
-/** Sends an answer. */
-type Send = (bytes: Uint8Array, port: number, hostname: string) => unknown;
+/** A socket, as all three runtimes have one. */
+interface Socket {
+  send(bytes: Uint8Array, port: number, hostname: string): unknown;
+}
 
-await run("udp", async (takeover, who) => {
+/** Where the placeholder is. */
+type At = { readonly hostname: string; readonly port: number; readonly address: string };
+
+/** Is given each datagram that this process reads. */
+type Read = (bytes: Uint8Array, port: number, hostname: string) => void;
+
+await run("udp", (takeover, who) => {
   const next = answers(who);
-  let send: Send = () => {};
+  let socket: Socket;
   const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
   // What a newer process has read for this one.
-  const datagram = (_: Uint8Array, { port, hostname }: { port: number; hostname: string }) => send(next(), port, hostname);
-  const open = (at: { hostname: string; port: number; address: string }, flows: Flows) => {
+  const datagram = (_: Uint8Array, { port, hostname }: { port: number; hostname: string }) => {
+    socket.send(next(), port, hostname);
+  };
+  const open = async (at: At, flows: Flows) => {
     const family = at.hostname.includes(":") ? "inet6" : "inet";
-    return receive(at, (bytes, port, hostname, reply) => {
-      send = reply;
-      if (!flows.take(bytes, { family, hostname, port })) send(next(), port, hostname);
+    return socket = await receive(at, (bytes, port, hostname) => {
+      if (!flows.take(bytes, { family, hostname, port })) socket.send(next(), port, hostname);
     });
   };
   const options = env.FLOWS === "forwarded" ? { flows: { route, datagram } } : {};
-  return await takeover.bind("web", { ...address, receiveBufferSize }, open, options);
+  return takeover.bind("web", { ...address, receiveBufferSize }, open, options);
 });
 
 /** Gives one answer after the other. */
@@ -54,24 +63,14 @@ function answers({ pid, generation }: Who): () => Uint8Array {
 }
 
 /** Opens a socket of the runtime's own kind. */
-function receive(
-  at: { hostname: string; port: number; address: string },
-  datagram: (bytes: Uint8Array, port: number, hostname: string, send: Send) => void,
-): unknown {
-  if (Deno) return pull(Deno.listenDatagram({ ...at, transport: "udp" }), datagram);
+async function receive(at: At, read: Read): Promise<Socket> {
+  if (Deno) return pull(Deno.listenDatagram({ ...at, transport: "udp" }), read);
   if (Bun) {
-    return Bun.udpSocket({
-      ...at,
-      socket: {
-        data(socket: { send: Send }, bytes: Uint8Array, port: number, hostname: string) {
-          datagram(bytes, port, hostname, (...answer) => socket.send(...answer));
-        },
-      },
-    });
+    const data = (_: unknown, bytes: Uint8Array, port: number, hostname: string) => read(bytes, port, hostname);
+    return await Bun.udpSocket({ ...at, socket: { data } });
   }
   const socket = createSocket(at.hostname.includes(":") ? "udp6" : "udp4");
-  const send: Send = (...answer) => socket.send(...answer);
-  socket.on("message", (bytes, from) => datagram(bytes, from.port, from.address, send));
+  socket.on("message", (bytes, from) => read(bytes, from.port, from.address));
   return socket.bind(at);
 }
 
@@ -80,11 +79,14 @@ interface DenoSocket extends AsyncIterable<[Uint8Array, { readonly hostname: str
   send(bytes: Uint8Array, to: unknown): Promise<number>;
 }
 
-/** Returns at once; the loop ends when the socket is closed. */
-function pull(socket: DenoSocket, datagram: (bytes: Uint8Array, port: number, hostname: string, send: Send) => void): DenoSocket {
-  const send: Send = (bytes, port, hostname) => socket.send(bytes, { transport: "udp", hostname, port });
+/** The loop ends when the socket is closed. */
+function pull(socket: DenoSocket, read: Read): DenoSocket & Socket {
   void (async () => {
-    for await (const [bytes, { port, hostname }] of socket) datagram(bytes, port, hostname, send);
+    for await (const [bytes, { port, hostname }] of socket) read(bytes, port, hostname);
   })();
-  return socket;
+  const { send } = socket;
+  const sendTo = (bytes: Uint8Array, port: number, hostname: string) => {
+    return send.call(socket, bytes, { transport: "udp", hostname, port });
+  };
+  return Object.assign(socket, { send: sendTo });
 }

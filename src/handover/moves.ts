@@ -108,7 +108,8 @@ export class Moves {
       native,
       openMs,
       spareCount,
-      whileAccepting: <T>(use: (at: SocketAddress, isOver: () => boolean) => Promise<T>) => endpoint.whileAccepting(use),
+      whileAccepting: <T>(use: (at: SocketAddress, isOver: () => boolean) => Promise<T>) =>
+        endpoint.whileAccepting(use),
       peers: this.#peers,
       failed: this.#failed,
     };

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import dgram from "node:dgram";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import type { SocketAddress } from "../../src/c/sockaddr.ts";
+import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
+import type { FlowOptions, Flows } from "../../src/handover/flows.ts";
 import { ForeignSockets } from "../../src/handover/foreign_sockets.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
@@ -16,6 +17,7 @@ import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { unreadSize } from "../../src/sockets/queues.ts";
 import { cookieOf, duplicate, identify, integerOption, localAddress, peerAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
+import { ForwardLink } from "../../src/steering/forwarding.ts";
 import { runHere, TemporaryFolder } from "../unit/children.ts";
 import { bunDatagram, type DatagramEnd, nodeDatagram, rawDatagram, rawRead, rawSend } from "./ends.ts";
 import { onBun, onDeno, runtime, sleep, takeoverError, test, until } from "./support.ts";
@@ -338,6 +340,115 @@ function withoutDatagrams(bytes: Uint8Array): Uint8Array {
   if (at >= 0) older.set(new TextEncoder().encode("unheardof"), at + 1);
   return older;
 }
+
+const peer: InetAddress = { family: "inet", hostname: "192.0.2.1", port: 7 };
+
+/** A first process whose flows a successor forwards, and what was forwarded to it. */
+async function flowing(
+  use: (scene: { path: string; takeover: Takeover; flows: Flows; forwarded: number[] }) => Promise<void>,
+): Promise<void> {
+  using folder = new TemporaryFolder();
+  const path = folder.file("control.sock");
+  const takeover = await Takeover.begin(runtime, path, { notify: false, limits: { drainMs: 20_000 } });
+  const forwarded: number[] = [];
+  let flows: Flows | null = null;
+  const options: FlowOptions = { route: (bytes) => bytes[0]!, datagram: (bytes) => forwarded.push(bytes[0]!) };
+  const open = (at: dgram.BindOptions, given: Flows) => (flows = given, nodeDatagram.open(at));
+  const socket = await takeover.bind("game", anyPort, open, { flows: options });
+  await takeover.ready();
+  try {
+    await use({ path, takeover, flows: flows!, forwarded });
+  } finally {
+    await takeover.close();
+    const closed = once(socket, "close");
+    socket.close();
+    await closed;
+  }
+}
+
+/** The one end over which a successor forwards. */
+function linkOf(succession: Succession): ForwardLink {
+  const found = succession.takeFlows("game");
+  assert.deepEqual(found.map(({ generation }) => generation), [1]);
+  return new ForwardLink(runtime, found[0]!.channel);
+}
+
+/** Takes the socket, as a process does that serves it. */
+function claim(succession: Succession): OwnedDescriptor {
+  const { descriptor } = succession.endpoints.get("game")!;
+  succession.endpoints.delete("game");
+  return descriptor;
+}
+
+test("Takeover serves what is forwarded to it, and drains until it has ended its flows", () =>
+  flowing(async ({ path, takeover, flows, forwarded }) => {
+    assert.equal(flows.take(Uint8Array.of(9), peer), false);
+    const succession = await succeed(path);
+    using _socket = claim(succession);
+    using link = linkOf(succession);
+    await succession.ready(["game"]);
+    link.forward(Uint8Array.of(1), peer);
+    await until(() => forwarded.length === 1, "the datagram");
+    await succession.settle();
+    await takeover.released;
+    let isDrained = false;
+    const drained = takeover.drained().then(() => isDrained = true);
+    link.forward(Uint8Array.of(2), peer);
+    await until(() => forwarded.length === 2, "the datagram after the lease");
+    assert.equal(isDrained, false);
+    flows.end();
+    await drained;
+    await until(() => !link.isOpen, "the link to end");
+    succession[Symbol.dispose]();
+  }));
+
+test("Takeover drains at once when the process that forwards has gone", () =>
+  flowing(async ({ path, takeover }) => {
+    const succession = await succeed(path);
+    using _socket = claim(succession);
+    const link = linkOf(succession);
+    await succession.ready(["game"]);
+    await succession.settle();
+    await takeover.released;
+    link.close();
+    const { ms } = await takeover.drained();
+    assert.ok(ms < 20_000);
+    succession[Symbol.dispose]();
+  }));
+
+test("Takeover takes what was forwarded before its successor was lost, and nothing after it", () =>
+  flowing(async ({ path, flows, forwarded }) => {
+    const succession = await succeed(path);
+    using link = linkOf(succession);
+    await succession.ready(["game"]);
+    link.forward(Uint8Array.of(1), peer);
+    await sleep(0);
+    succession.abort(new Error("lost"));
+    await until(() => !link.isOpen, "the link to end");
+    assert.deepEqual(forwarded, [1]);
+    assert.equal(flows.take(Uint8Array.of(2), peer), false);
+    // It can be replaced again, over another link.
+    const second = await succeed(path);
+    linkOf(second).close();
+    second.abort(new Error("enough"));
+  }));
+
+test("Takeover closes the ends of flows that a successor does not take", () =>
+  flowing(async ({ path, takeover }) => {
+    const succession = await succeed(path);
+    using _socket = claim(succession);
+    await succession.ready(["game"]);
+    succession[Symbol.dispose]();
+    await succession.settle();
+    await takeover.released;
+    await takeover.drained();
+  }));
+
+test("Takeover.bind refuses flows without the functions for them", () =>
+  scene(async ({ takeover }) => {
+    const wrong = { flows: { route: () => null } as unknown as FlowOptions };
+    await assert.rejects(takeover.bind("other", anyPort, nodeDatagram.open, wrong), takeoverError("ERR_TAKEOVER_STATE"));
+  }));
 
 test("Takeover.bind leaves no path behind when it closes on its own, and replaces a stale one", async () => {
   using folder = new TemporaryFolder();

@@ -90,7 +90,7 @@ async function thaws(open: OpenServer): Promise<void> {
     client!.write(text("two"));
     await sleep(30);
     assert.deepEqual(end!.heard, ["one"]);
-    connection!.thaw(new Error("refused"));
+    connection!.thaw(new Error("refused"), true);
     await until(() => end!.heard.length === 2, "the second message");
     end!.send("hello");
     await until(() => client!.heard.length === 1, "the answer");
@@ -304,7 +304,7 @@ async function heedsTheApplication(open: OpenServer): Promise<void> {
     end!.luggage = [1, "two", null];
     const [connection] = await frozen(source);
     assert.deepEqual((connection!.state as { state: unknown }).state, [1, "two", null]);
-    connection!.thaw(null);
+    connection!.thaw(null, true);
     assert.deepEqual([source.census(), end!.events], [{ waiting: 0, staying: { refused: 1 } }, [
       "leave",
       "leave",

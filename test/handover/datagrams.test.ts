@@ -59,8 +59,8 @@ class Load implements Disposable {
   }
 
   /** @param answerLimitMs How long to wait for answers that may not come. */
-  static async start(relay: Relay, answerLimitMs = 10_000): Promise<Load> {
-    const load = new Load({ port: relay.port, flowCount: 64, perSecond, answerLimitMs });
+  static async start(relay: Relay, answerLimitMs = 10_000, tags: readonly number[] = [0]): Promise<Load> {
+    const load = new Load({ port: relay.port, flowCount: 64, perSecond, answerLimitMs, tags });
     await Promise.race([load.begun, load.#report]);
     return load;
   }
@@ -162,4 +162,34 @@ test("a successor goes on alone when its incumbent is killed in the lease, and i
   const report = await load.stop();
   assertHardlyAnythingLost(report);
   assert.equal(Object.keys(report.byGeneration).at(-1), "3");
+});
+
+/** The generations that answered the flows of each tag. */
+function answerers({ byTag }: DatagramReport): Record<string, string> {
+  return Object.fromEntries(Object.entries(byTag).map(([tag, counts]) => [tag, Object.keys(counts).join(" ")]));
+}
+
+const allTags = [0, 1, 2, 3, 4];
+
+test("forwarded flows are answered by the generation that knows them, four at once, and by the newest afterwards", async () => {
+  await using relay = await relayed({ FLOWS: "forwarded", DRAIN_MS: "60000" });
+  await next(relay, "node");
+  using load = await Load.start(relay, 10_000, allTags);
+  for (const runtime of ["deno", "bun", "node"] as const) {
+    // The third ends by itself, in the middle of the load.
+    await next(relay, runtime, runtime === "bun" ? { DRAIN_MS: "1500" } : {});
+    await relay.settled();
+    await sleep(restMs);
+  }
+  await relay.servers[2]!.ended;
+  await sleep(restMs);
+  const report = await load.stop();
+  assertNothingLost(report, 4);
+  assert.deepEqual(answerers(report), { 0: "1 2 3 4", 1: "1", 2: "1 2", 3: "1 2 3 4", 4: "1 2 3 4" });
+  relay.servers[0]!.signal("SIGKILL");
+  await relay.servers[0]!.ended;
+  using later = await Load.start(relay, 10_000, allTags);
+  const { failures, ...found } = await later.stop();
+  assert.equal(failures.unanswered, undefined);
+  assert.deepEqual(answerers({ failures, ...found }), { 0: "4", 1: "4", 2: "2", 3: "4", 4: "4" });
 });

@@ -30,6 +30,8 @@ export interface DatagramPlan {
   readonly flowCount: number;
   /** Datagrams, of all flows together. */
   readonly perSecond: number;
+  /** The first byte of each flow's datagrams, in turn; 0 for all when left out. */
+  readonly tags?: readonly number[];
   /** How long the last answers may take. */
   readonly answerLimitMs?: number;
 }
@@ -42,6 +44,8 @@ export interface DatagramReport {
   readonly answered: number;
   /** Answers by the generation that gave them. */
   readonly byGeneration: Readonly<Record<string, number>>;
+  /** The same for the flows of each tag. */
+  readonly byTag: Readonly<Record<string, Readonly<Record<string, number>>>>;
   /** What should not have happened, by kind. */
   readonly failures: Readonly<Record<string, number>>;
   /** Datagrams that found no room in a receive buffer of this network namespace, since the start. */
@@ -52,14 +56,14 @@ const defaultAnswerLimitMs = 10_000;
 const tickMs = 2;
 const longestBurst = 200;
 const clientBufferSize = 4 * 1024 * 1024;
-/** No tag, and nothing else that anybody looks at. */
-const datagram = new Uint8Array(32);
+const datagramSize = 32;
 
-const { answerLimitMs = defaultAnswerLimitMs, ...plan }: DatagramPlan = JSON.parse(process.argv[2]!);
+const { tags = [0], answerLimitMs = defaultAnswerLimitMs, ...plan }: DatagramPlan = JSON.parse(process.argv[2]!);
 const startedAt = performance.now();
 const bufferErrorsBefore = bufferErrors();
 const failures: Record<string, number> = {};
 const byGeneration: Record<string, number> = {};
+const byTag: Record<string, Record<string, number>> = {};
 /** The numbers of the answers of each process. */
 const answers = new Map<number, Set<number>>();
 let sent = 0;
@@ -68,11 +72,19 @@ let answered = 0;
 /** One port. */
 class Flow {
   readonly #socket: dgram.Socket = dgram.createSocket({ type: "udp4", recvBufferSize: clientBufferSize });
+  /** The tag, and nothing else that anybody looks at. */
+  readonly #datagram = new Uint8Array(datagramSize);
+  readonly #byGeneration: Record<string, number>;
   unanswered = 0;
   isHeard = false;
 
-  static async open(): Promise<Flow> {
-    const flow = new Flow();
+  private constructor(tag: number) {
+    this.#datagram[0] = tag;
+    this.#byGeneration = byTag[tag] ??= {};
+  }
+
+  static async open(tag: number): Promise<Flow> {
+    const flow = new Flow(tag);
     flow.#socket.bind(0, "127.0.0.1");
     await once(flow.#socket, "listening");
     flow.#socket.connect(plan.port, "127.0.0.1");
@@ -86,7 +98,7 @@ class Flow {
   send(): void {
     sent++;
     this.unanswered++;
-    this.#socket.send(datagram);
+    this.#socket.send(this.#datagram);
   }
 
   close(): void {
@@ -98,12 +110,17 @@ class Flow {
     answered++;
     this.isHeard = true;
     if (--this.unanswered < 0) fail("unasked");
-    byGeneration[generation] = (byGeneration[generation] ?? 0) + 1;
+    count(byGeneration, generation);
+    count(this.#byGeneration, generation);
     let numbers = answers.get(pid);
     if (!numbers) answers.set(pid, numbers = new Set());
     if (numbers.has(n)) fail("again");
     numbers.add(n);
   }
+}
+
+function count(counts: Record<string, number>, generation: number): void {
+  counts[generation] = (counts[generation] ?? 0) + 1;
 }
 
 function fail(why: string, count = 1): void {
@@ -119,14 +136,14 @@ function bufferErrors(): number {
 
 function report(done: boolean): DatagramReport {
   const seconds = (performance.now() - startedAt) / 1_000;
-  return { done, seconds, sent, answered, byGeneration, failures, bufferErrors: bufferErrors() - bufferErrorsBefore };
+  return { done, seconds, sent, answered, byGeneration, byTag, failures, bufferErrors: bufferErrors() - bufferErrorsBefore };
 }
 
 function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-const flows = await Promise.all(Array.from({ length: plan.flowCount }, () => Flow.open()));
+const flows = await Promise.all(Array.from({ length: plan.flowCount }, (_, index) => Flow.open(tags[index % tags.length]!)));
 const unansweredCount = () => flows.reduce((sum, { unanswered }) => sum + Math.max(unanswered, 0), 0);
 let isOver = false;
 process.once("SIGTERM", () => isOver = true);

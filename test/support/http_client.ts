@@ -38,7 +38,9 @@ export class HttpClient implements Disposable {
   /** Connects; what is written before it is connected follows. */
   constructor(to: net.NetConnectOpts, isTls = false) {
     const options = { noDelay: true, ...to };
-    this.socket = isTls ? tls.connect({ ...options, rejectUnauthorized: false } as tls.ConnectionOptions) : net.connect(options);
+    this.socket = isTls
+      ? tls.connect({ ...options, rejectUnauthorized: false } as tls.ConnectionOptions)
+      : net.connect(options);
     this.socket.once("connect", () => this.name = `${this.socket.localAddress}:${this.socket.localPort}`);
     this.socket.on("data", (bytes: Buffer) => this.#take(bytes));
     this.socket.on("error", (error: NodeJS.ErrnoException) => this.#end(error.code ?? error.message));
@@ -142,7 +144,8 @@ function parse(bytes: Buffer, isHead: boolean, isEnded: boolean): { answer: Answ
   const status = Number(/^http\/1\.[01] (\d{3})/.exec(head)?.[1] ?? NaN);
   if (Number.isNaN(status)) throw new Error(`no answer, but ${JSON.stringify(head.slice(0, 80))}`);
   const from = end + 4;
-  const found = isHead || status === 304 || status === 204 ? { body: Buffer.alloc(0), to: from } : bodyAt(bytes, from, head, isEnded);
+  const isEmpty = isHead || status === 304 || status === 204;
+  const found = isEmpty ? { body: Buffer.alloc(0), to: from } : bodyAt(bytes, from, head, isEnded);
   if (!found) return null;
   return { answer: { status, head, body: found.body, isLast: head.includes("\r\nconnection: close") }, size: found.to };
 }
@@ -154,7 +157,9 @@ function bodyAt(bytes: Buffer, from: number, head: string, isEnded: boolean): { 
     const to = from + Number(size);
     return bytes.length < to ? null : { body: bytes.subarray(from, to), to };
   }
-  if (!head.includes("\r\ntransfer-encoding: chunked")) return isEnded ? { body: bytes.subarray(from), to: bytes.length } : null;
+  if (!head.includes("\r\ntransfer-encoding: chunked")) {
+    return isEnded ? { body: bytes.subarray(from), to: bytes.length } : null;
+  }
   const parts: Buffer[] = [];
   for (let at = from;;) {
     const line = bytes.indexOf("\r\n", at);

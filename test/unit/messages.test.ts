@@ -129,6 +129,16 @@ test("parseOffer takes datagram sockets beside listeners, each name once", () =>
   refuses(parseOfferHere, offer, "endpoints", [[control, web, { ...game, name: "web" }]]);
 });
 
+test("parseOffer takes the flows of an endpoint, of several generations", () => {
+  const flows = [1, 2].map((generation) => ({ ...web, kind: "flows", address: { family: "unix", path: "" }, generation }));
+  const many = limitsFrom({ endpointCount: 4, nameSize: 8 });
+  assert.deepEqual(parseOffer({ ...offer, endpoints: [control, web, ...flows] }, many).endpoints, [control, web, ...flows]);
+  for (const generation of noIntegers) {
+    const endpoints = [control, web, { ...flows[0], generation }];
+    assert.throws(() => parseOffer({ ...offer, endpoints }, limits), takeoverError("ERR_TAKEOVER_PROTOCOL"));
+  }
+});
+
 test("parseHello takes nothing but true for moves", () => {
   for (const moves of [undefined, null, 1, "true", {}, false]) {
     assert.equal(parseHelloHere({ ...hello, moves }).moves, false);
