@@ -78,8 +78,9 @@ const keptAimMs = 15;
 /** What a successor needs for a connection until it is in its place: two more for one that its server accepts. */
 const descriptorsPerConnection: Readonly<Record<ConnectionKind, number>> = { raw: 1, http: 3, websocket: 3 };
 
-/** How often those are asked that could not go before. */
+/** How soon those are asked that could not go before, and how long at most until then. */
 const askAgainMs = 10;
+const askLateMs = 100;
 
 /** How often progress is told of. */
 const progressMs = 100;
@@ -97,6 +98,7 @@ export class Departures {
   #started = new Set<Source>();
   #taken: readonly Party[] = [];
   #room = 0;
+  #pauseMs = askAgainMs;
   /** How many connections the next batch may have. */
   #batchLimit: number = leastCount;
   #nextNumber = 0;
@@ -187,6 +189,7 @@ export class Departures {
         const batch = this.#mayFreeze() ? this.#freeze() : null;
         if (batch) await this.#send(batch.party, batch.connections);
         else await this.#something();
+        this.#pauseMs = batch ? askAgainMs : Math.min(this.#pauseMs * 2, askLateMs);
         this.#tellSometimes();
       }
     } catch (error) {
@@ -383,7 +386,7 @@ export class Departures {
   async #something(): Promise<void> {
     this.#checkTime();
     await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, askAgainMs);
+      const timer = setTimeout(resolve, this.#outstanding.length > 0 ? askAgainMs : this.#pauseMs);
       this.#wake = () => {
         clearTimeout(timer);
         resolve();
