@@ -45,7 +45,7 @@ export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
 export type { OfferedState } from "./src/handover/messages.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
 export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
-export type { FlowOptions, Flows } from "./src/handover/flows.ts";
+export type { FlowOptions, Flows, ForwardedFlows, SteeredFlows } from "./src/handover/flows.ts";
 export type { DatagramAddress, UdpEndpoint, UnixDatagramEndpoint } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
 export { formatDiagnosis } from "./src/foreign/diagnosis.ts";
@@ -100,5 +100,6 @@ export type {
 } from "./src/runtime.ts";
 export { functions } from "./src/c/libc.ts";
 export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/c/libc.ts";
+export type { Tag } from "./src/steering/programs.ts";
 export { formatAddress } from "./src/c/sockaddr.ts";
 export type { InetAddress, SocketAddress, UnixAddress } from "./src/c/sockaddr.ts";

@@ -13,14 +13,14 @@
  * generation that issued the flow's tag, 0 for none.
  *
  * Start it again, on the same runtime or another, and the second takes over.
- * With `FLOWS=forwarded` the first goes on answering the datagrams with its own
+ * With `FLOWS=forwarded` or `FLOWS=steered` the first goes on answering the datagrams with its own
  * tag until `DRAIN_MS` is up. Environment and events are otherwise those of
  * examples/service.ts.
  */
 
 import { createSocket } from "node:dgram";
 import { env } from "node:process";
-import type { Flows } from "../mod.ts";
+import type { FlowOptions, Flows } from "../mod.ts";
 import { address, Bun, Deno, run, type Who } from "./service.ts";
 
 /** What comes while a process starts to serve waits in the socket. */
@@ -51,8 +51,12 @@ await run("udp", (takeover, who) => {
       if (!flows.take(bytes, { family, hostname, port })) socket.send(next(), port, hostname);
     });
   };
-  const options = env.FLOWS === "forwarded" ? { flows: { route, datagram } } : {};
-  return takeover.bind("web", { ...address, receiveBufferSize }, open, options);
+  const ways: Record<string, FlowOptions> = {
+    forwarded: { route, datagram },
+    steered: { tag: { offset: 0, size: 1 }, datagram },
+  };
+  const flows = ways[env.FLOWS ?? ""];
+  return takeover.bind("web", { ...address, receiveBufferSize }, open, flows ? { flows } : {});
 });
 
 /** Gives one answer after the other. */

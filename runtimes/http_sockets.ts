@@ -40,7 +40,7 @@ type Connection = net.Socket & {
 /** Servers that have been seen; one that nothing keeps alive is no active handle. */
 const servers = new Set<WeakRef<net.Server>>();
 
-/** The connections of all HTTP servers that have begun no message, by descriptor. */
+/** The connections of all HTTP servers, by descriptor. */
 export function httpSockets(): ReadonlyMap<number, HttpSocket> {
   findServers();
   const found = new Map<number, HttpSocket>();
@@ -48,17 +48,16 @@ export function httpSockets(): ReadonlyMap<number, HttpSocket> {
     const server = reference.deref();
     if (!server) servers.delete(reference);
     const list = server && listOf(server);
-    for (const { socket } of list ? betweenMessages(list) : []) {
-      const descriptor = socket?._handle?.fd ?? -1;
-      if (descriptor >= 0) found.set(descriptor, new NodeSocket(socket!));
-    }
+    for (const { socket } of list?.idle() ?? []) add(found, socket, true);
+    // Before Node 26 one that has not read anything yet counts as active, because of the time limit for heads.
+    for (const { socket } of list?.active() ?? []) add(found, socket, socket?.bytesRead === 0);
   }
   return found;
 }
 
-/** Before Node 26 one that has not read anything yet counts as active, because of the time limit for heads. */
-function betweenMessages(list: ParserList): readonly Parser[] {
-  return [...list.idle(), ...list.active().filter(({ socket }) => socket?.bytesRead === 0)];
+function add(found: Map<number, HttpSocket>, socket: Connection | undefined, isIdle: boolean): void {
+  const descriptor = socket?._handle?.fd ?? -1;
+  if (descriptor >= 0) found.set(descriptor, new NodeSocket(socket!, isIdle));
 }
 
 function findServers(): void {
@@ -81,11 +80,14 @@ function listOf(server: net.Server): ParserList | undefined {
 class NodeSocket implements HttpSocket {
   readonly #socket: Connection;
   readonly #parser: unknown;
-  /** What had been read when the parser was asked. */
+  /** Whether it had begun no message when the parser was asked. */
+  readonly #isIdle: boolean;
+  /** What had been read by then. */
   readonly #readSize: number;
 
-  constructor(socket: Connection) {
+  constructor(socket: Connection, isIdle: boolean) {
     this.#socket = socket;
+    this.#isIdle = isIdle;
     this.#parser = socket.parser;
     this.#readSize = socket.bytesRead;
   }
@@ -93,8 +95,13 @@ class NodeSocket implements HttpSocket {
   get isBetween(): boolean {
     const socket = this.#socket;
     const isUnchanged = socket.parser === this.#parser && socket.bytesRead === this.#readSize;
-    const isWritten = socket.writableLength === 0 && (socket._handle?.writeQueueSize ?? 1) === 0;
-    return isUnchanged && isWritten && !socket._httpMessage && socket.readableLength === 0 && !socket.destroyed;
+    return this.#isIdle && isUnchanged && this.isWritten && !socket._httpMessage && socket.readableLength === 0 &&
+      !socket.destroyed;
+  }
+
+  get isWritten(): boolean {
+    const { writableLength, _handle } = this.#socket;
+    return writableLength === 0 && (_handle?.writeQueueSize ?? 1) === 0;
   }
 
   get isEncrypted(): boolean {

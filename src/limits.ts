@@ -41,6 +41,8 @@ export interface Limits {
   readonly quietMs: number;
   /** What has been read from a connection and travels with it. */
   readonly unreadSize: number;
+  /** The body of a request that is collected before its handler is called; a larger one is not collected. */
+  readonly bodySize: number;
   /** A connection's state, or the process's, as JSON in UTF-8. */
   readonly stateSize: number;
   /** Endpoints in one hand-over. */
@@ -72,6 +74,7 @@ export const defaultLimits: Limits = {
   keptMs: 5_000,
   quietMs: 3_000,
   unreadSize: 16 * 1024 * 1024,
+  bodySize: 1024 * 1024,
   stateSize: 64 * 1024,
   endpointCount: 4_096,
   nameSize: 255,

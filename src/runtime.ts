@@ -100,6 +100,8 @@ export interface SocketDirections {
 export interface HttpSocket {
   /** Whether it is between two messages, and everything that was written is in the kernel; as of now. */
   readonly isBetween: boolean;
+  /** Whether everything that was written is in the kernel; as of now. */
+  readonly isWritten: boolean;
   /** Whether its bytes are not what the socket carries (TLS). */
   readonly isEncrypted: boolean;
   /** Stops reading, and every clock; the function that comes back goes on. */
@@ -138,7 +140,7 @@ export interface Runtime {
   present(native: unknown, address: SocketAddress, peer?: SocketAddress | null): void;
   /** What a native object of this runtime says of itself; null for anything else. */
   inspect(native: unknown): NativeObject | null;
-  /** The connections of all HTTP servers that may be between two messages, by descriptor; where the runtime tells. */
+  /** The connections of all HTTP servers, by descriptor; where the runtime tells what their parsers know. */
   httpSockets?(): ReadonlyMap<number, HttpSocket>;
   /** What the program may do, by the name of the permission, without asking the user; only Deno has permissions. */
   permissions?(): Readonly<Record<string, "granted" | "prompt" | "denied">>;

@@ -1,7 +1,8 @@
 /**
  * Whether an HTTP/1.1 connection is between two messages: no request is in
  * flight, the server's parser has nothing half-read, and every answer is in the
- * kernel. What is not known for certain is not taken for a boundary.
+ * kernel. What is not known for certain is not taken for a boundary. A request
+ * that is being collected may begin anew: then all of it must be at hand.
  *
  * ```text
  *            the last byte came        the last byte was sent
@@ -23,6 +24,12 @@ export interface Facts {
   readonly isEstablished: boolean;
   /** Its requests that were passed to a handler and whose answers are not finished. */
   readonly inFlightCount: number;
+  /**
+   * Whether everything that the server has read since the last message is at
+   * hand, as the beginning of the request in flight; null when no request is
+   * being collected.
+   */
+  readonly isAtHand: boolean | null;
   /** What the server's own parser says; null where it says nothing. */
   readonly parser: "between" | "within" | null;
   /** Bytes that the server has read. */
@@ -75,6 +82,7 @@ export const defaultQuietMs = 3_000;
  */
 export function boundary(facts: Facts, quietMs: number, isLast: boolean): Verdict {
   if (!facts.isEstablished) return busy("ended");
+  if (facts.isAtHand !== null) return byBody(facts);
   if (facts.parser) return facts.parser === "within" ? busy("message") : boundaryBy("parser");
   if (facts.inFlightCount > 0) return busy("request");
   if (facts.readSize === 0 && facts.writtenSize === 0) return boundaryBy("untouched");
@@ -86,6 +94,15 @@ export function boundary(facts: Facts, quietMs: number, isLast: boolean): Verdic
   }
   if (facts.doubt !== null) return busy(facts.doubt);
   return byTime(facts, quietMs, isLast);
+}
+
+/** A request whose handler has not been called can begin once more elsewhere, when nothing of it is on its way inside. */
+function byBody({ parser, inFlightCount, hasRoom, isSettled, isAtHand }: Facts): Verdict {
+  if (inFlightCount > 1) return busy("request");
+  if (!hasRoom) return busy("unsent");
+  // What Node's parser has read its handler can read at once.
+  if (parser === null && !isSettled) return busy("unsettled");
+  return isAtHand ? boundaryBy("at hand") : busy("body");
 }
 
 /** The kernel's clock tells what came first. */

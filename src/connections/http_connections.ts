@@ -10,6 +10,7 @@
  * @module
  */
 
+import type { Body } from "./bodies.ts";
 import { boundary, type Facts, type LastRequest, type Verdict } from "./boundary.ts";
 import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from "./requests.ts";
 import { isSeat } from "./seats.ts";
@@ -60,8 +61,15 @@ const settledBeats = 2;
 /** So much longer than it took is the pause after something that is done again and again. */
 const idleShare = 20;
 
+/** What a parked connection waits for: these go by. */
+const waited: readonly string[] = ["unsettled", "unsent", "body"];
+
 /** How many beats a parked connection waits for the proof, and to be taken. */
 const parkedBeats = 25;
+
+/** How often it is tried for one body that is on its way, and the pause before the next time. */
+const bodyBeats = 25;
+const bodyTries = 4;
 
 /** How many may be parked: what goes into a batch or two. */
 const parkedLimit = 512;
@@ -127,6 +135,10 @@ export class HttpConnection {
   /** The beat of its parking; -1 when it is in the event loop. */
   parkedAt = -1;
   isFrozen = false;
+  /** The body that was parked for last, how often, and when again. */
+  body: Body | null = null;
+  bodyTries = 0;
+  bodyAt: number = -Infinity;
   /** Why it stays until it ends. */
   stays: string | null = null;
 
@@ -136,6 +148,14 @@ export class HttpConnection {
     this.endpoint = endpoint;
     this.peer = peer;
   }
+}
+
+/** One that is out of the event loop. */
+export interface FrozenConnection {
+  /** What the server has read and no handler has seen. */
+  readonly unread: Uint8Array;
+  leave(): void;
+  thaw(): void;
 }
 
 /** The connections of all HTTP servers of a process. */
@@ -219,10 +239,11 @@ export class HttpConnections {
   /**
    * Takes a connection out of the event loop, and looks again.
    *
-   * @returns What ends that, one way or the other; null when it is not at a
+   * @returns What ends that, one way or the other, and what the server has read
+   *   of a request whose handler was not called; null when it is not at a
    *   boundary after all, and goes on.
    */
-  freeze(connection: HttpConnection, isLast: boolean): { leave(): void; thaw(): void } | null {
+  freeze(connection: HttpConnection, isLast: boolean): FrozenConnection | null {
     if (connection.isFrozen || !this.#isSame(connection)) return null;
     const resume = this.#pause(connection);
     if (!resume) return null;
@@ -235,8 +256,13 @@ export class HttpConnections {
       return null;
     }
     const socket = this.#socketOf(connection);
+    const body = this.#bodyOf(connection);
     return {
-      leave: () => this.#leave(connection, socket),
+      unread: body?.message() ?? new Uint8Array(0),
+      leave: () => {
+        if (body) body.hasLeft = true;
+        this.#leave(connection, socket);
+      },
       thaw: () => {
         connection.isFrozen = false;
         if (this.#isSame(connection)) resume();
@@ -374,7 +400,10 @@ export class HttpConnections {
     this.#candidates.set(connection.endpoint, candidates);
     // One whose server has something to read would not be frozen.
     if (this.#decide(connection, isLast).state === "boundary" && this.#hasHeld(connection)) candidates.add(connection);
-    else candidates.delete(connection);
+    else {
+      candidates.delete(connection);
+      this.#parkForBody(connection);
+    }
   }
 
   #decide(connection: HttpConnection, isLast: boolean): Verdict {
@@ -398,6 +427,7 @@ export class HttpConnections {
     return {
       isEstablished: info.state === "TCP_ESTABLISHED",
       inFlightCount: traffic?.inFlightCount ?? 0,
+      isAtHand: this.#isAtHand(connection, readSize, socket),
       parser: !this.#runtime.httpSockets ? null : socket?.isBetween ? "between" : "within",
       readSize,
       unreadSize: unread,
@@ -410,6 +440,18 @@ export class HttpConnections {
       lastRequest: connection.lastRequest,
       doubt: this.#doubt(connection, readSize),
     };
+  }
+
+  #bodyOf({ peer }: HttpConnection): Body | null {
+    return peer === null ? null : this.#options.requests.bodyOf(peer);
+  }
+
+  /** The boundary before the request is where the connection began, or where the last one was seen. */
+  #isAtHand(connection: HttpConnection, readSize: number, socket: HttpSocket | null): boolean | null {
+    const body = this.#bodyOf(connection);
+    if (!body || this.#byPeer.get(connection.peer!)?.length !== 1) return null;
+    const { messageSize } = body;
+    return !body.isWhole && socket?.isWritten !== false && (readSize === messageSize || readSize === connection.boundarySize + messageSize);
   }
 
   #hasRoom(descriptor: number): boolean {
@@ -542,6 +584,20 @@ export class HttpConnections {
     this.#parked.add(connection);
   }
 
+  /** What comes of a body stays in the kernel until what was read of it has come to its handler. */
+  #parkForBody(connection: HttpConnection): void {
+    const { descriptor, registration, isFrozen, stays, endpoint } = connection;
+    const body = registration && !isFrozen && stays === null ? this.#bodyOf(connection) : null;
+    if (!body || this.#parked.has(connection) || this.#parked.size >= parkedLimit || !this.#askers.has(endpoint)) return;
+    if (connection.body !== body) [connection.body, connection.bodyTries, connection.bodyAt] = [body, 0, -Infinity];
+    if (connection.bodyTries >= bodyTries || this.#beat < connection.bodyAt) return;
+    connection.bodyTries++;
+    connection.bodyAt = this.#beat + parkedBeats + bodyBeats;
+    unwatch(this.#runtime, descriptor);
+    connection.parkedAt = this.#beat;
+    this.#parked.add(connection);
+  }
+
   #unpark(connection: HttpConnection): void {
     if (connection.isFrozen || !this.#parked.delete(connection)) return;
     connection.parkedAt = -1;
@@ -560,7 +616,7 @@ export class HttpConnections {
       this.#judge(connection, false);
       const { state, reason } = connection.verdict;
       if (state === "boundary") asked.add(connection.endpoint);
-      else if (reason !== "unsettled" && reason !== "unsent") this.#unpark(connection);
+      else if (!waited.includes(reason)) this.#unpark(connection);
       if (this.#beat - connection.parkedAt >= parkedBeats) this.#unpark(connection);
     }
     for (const endpoint of asked) this.#askers.get(endpoint)?.();

@@ -1,6 +1,7 @@
 /**
- * Keep-alive connections of an HTTP server that leave between two messages:
- * of Deno.serve, Bun.serve and node:http.
+ * Keep-alive connections of an HTTP server that leave between two messages, or
+ * in the middle of one that is being collected: of Deno.serve, Bun.serve and
+ * node:http.
  *
  * @module
  */
@@ -40,8 +41,8 @@ export class HttpSource implements Source {
   census(): Census {
     let waiting = 0;
     const staying: Record<string, number> = {};
-    for (const { stays, verdict } of this.#connections.of(this.#endpoint)) {
-      const reason = stays ?? (doubts.includes(verdict.reason) ? verdict.reason : null);
+    for (const connection of this.#connections.of(this.#endpoint)) {
+      const reason = reasonOf(connection);
       if (reason === null) waiting++;
       else staying[reason] = (staying[reason] ?? 0) + 1;
     }
@@ -59,7 +60,7 @@ export class HttpSource implements Source {
       descriptor: connection.descriptor,
       cookie: connection.cookie,
       state: null,
-      unread: new Uint8Array(0),
+      unread: frozen.unread,
       leave: () => frozen.leave(),
       thaw: (_error, isRefused) => {
         if (isRefused) connection.stays = "refused";
@@ -67,4 +68,10 @@ export class HttpSource implements Source {
       },
     };
   }
+}
+
+function reasonOf({ stays, verdict, request }: HttpConnection): string | null {
+  if (stays !== null) return stays;
+  if (doubts.includes(verdict.reason)) return verdict.reason;
+  return verdict.reason === "request" && request?.open.isStreaming ? "streaming" : null;
 }

@@ -15,6 +15,9 @@
  * @module
  */
 
+import { Body, collectedSize } from "./bodies.ts";
+import { headerOf, headText, type RequestHead } from "./request_head.ts";
+
 /** Where a request comes from; null when the runtime does not tell. */
 export interface RequestPeer {
   readonly hostname: string;
@@ -31,6 +34,8 @@ export interface OpenRequest {
   readonly size: number;
   /** Whether it has no body. */
   readonly isBodiless: boolean;
+  /** Whether its answer has begun and goes on. */
+  readonly isStreaming: boolean;
 }
 
 /** Who wants to know of requests. */
@@ -52,14 +57,10 @@ const sampleEvery = 16;
 const firstSamples = 64;
 
 /** What of the runtimes' requests, and what comes beside them, is used here. */
-interface RequestLike {
-  readonly method?: string;
-  readonly url?: string;
+interface RequestLike extends RequestHead {
   readonly bodyUsed?: boolean;
   readonly complete?: boolean;
   readonly httpVersion?: string;
-  readonly headers?: HeadersLike | Record<string, string | string[] | undefined>;
-  readonly rawHeaders?: readonly string[];
   readonly socket?: {
     readonly remoteAddress?: string;
     readonly remotePort?: number;
@@ -67,12 +68,6 @@ interface RequestLike {
     /** Only Node shows it. */
     readonly _handle?: { readonly fd?: number } | null;
   };
-}
-
-interface HeadersLike {
-  has(name: string): boolean;
-  get(name: string): string | null;
-  forEach(visit: (value: string, name: string) => void): void;
 }
 
 interface DenoInfo {
@@ -90,6 +85,7 @@ interface BunServer {
 interface ResponseLike {
   readonly status?: number;
   readonly destroyed?: boolean;
+  readonly headersSent?: boolean;
   readonly socket?: unknown;
   once?(event: string, listener: () => void): unknown;
 }
@@ -141,6 +137,10 @@ class Entry implements OpenRequest {
     return unlessEnded(() => isBodiless(this.request), false);
   }
 
+  get isStreaming(): boolean {
+    return this.isReturned || (this.beside as ResponseLike).headersSent === true;
+  }
+
   get size(): number {
     return unlessEnded(() => sizeOf(this.request), NaN);
   }
@@ -160,6 +160,13 @@ export class Requests {
   readonly #watchers = new Set<RequestWatcher>();
   /** Why the next bytes of a peer are no request, or not known to be one. */
   readonly #marks = new Map<string, string>();
+  /** Those whose bodies are being collected; while somebody watches, by their peers. */
+  readonly #bodies = new Map<object, Body>();
+  readonly #bodiesByPeer = new Map<string, Body>();
+  /** While somebody watches, by the runtimes' own requests. */
+  readonly #entries = new WeakMap<object, Entry>();
+  /** Those whose bodies were collected whole. */
+  readonly #collected = new WeakSet<object>();
   readonly #bunServers = new Set<BunServer>();
   readonly #nodeServers = new Set<ServerLike>();
   #sweepAt = leastCount;
@@ -214,7 +221,7 @@ export class Requests {
     const status = (response as ResponseLike | undefined)?.status;
     // Bun's upgrade leaves nothing to return.
     if (status === 101 || known.kind === "bun" && response === undefined) this.#mark(known, "upgraded");
-    else if (!unlessEnded(() => isRead(known.request), false)) this.#mark(known, "body");
+    else if (!this.#isRead(known.request)) this.#mark(known, "body");
     if (known.kind === "unknown") this.#end(known);
     else if (known.kind === "bun" && this.#watchers.size > 0) this.#sweepSoon();
   }
@@ -231,14 +238,44 @@ export class Requests {
     return entry;
   }
 
+  /**
+   * The body of a request is to be collected before its handler is called.
+   *
+   * @param limit The most that is collected, in bytes.
+   * @param response What is to answer it, of node:http.
+   * @returns Null when the handler gets it as it comes.
+   */
+  collect(request: object, limit: number, response: object | null): Body | null {
+    const size = collectedSize(request, limit);
+    if (Number.isNaN(size) || this.#bodies.has(request)) return null;
+    const body = new Body(request, size, response);
+    this.#bodies.set(request, body);
+    if (this.#watchers.size > 0) this.#locate(body);
+    return body;
+  }
+
+  /** It is whole, or will not be. */
+  collected(body: Body): void {
+    this.#bodies.delete(body.request);
+    if (body.isWhole) this.#collected.add(body.request);
+    if (body.peer !== null && this.#bodiesByPeer.get(body.peer) === body) this.#bodiesByPeer.delete(body.peer);
+  }
+
+  /** The body that is being collected on a peer's connection. */
+  bodyOf(peer: string): Body | null {
+    return this.#bodiesByPeer.get(peer) ?? null;
+  }
+
   /** Tells of requests from now on, until the function that comes back is called. */
   watch(watcher: RequestWatcher): () => void {
     this.#watchers.add(watcher);
     this.sweep();
     for (const entry of this.#open) {
       entry.peer ??= this.#peerOf(entry);
+      this.#entries.set(entry.request, entry);
       if (entry.kind === "node") this.#hear(entry);
     }
+    for (const body of this.#bodies.values()) this.#locate(body);
     return () => void this.#watchers.delete(watcher);
   }
 
@@ -280,6 +317,7 @@ export class Requests {
     if (isSample || entry.kind === "unknown") this.#sample(entry);
     if (this.#watchers.size === 0) return;
     entry.peer = this.#peerOf(entry);
+    this.#entries.set(entry.request, entry);
     if (entry.peer !== null) this.#marks.delete(entry.peer);
     for (const watcher of this.#watchers) watcher.began(entry);
   }
@@ -326,6 +364,17 @@ export class Requests {
     this.#pruneAt = Math.max(leastMarkCount, 2 * this.#marks.size);
   }
 
+  /** Those of Node's that came before somebody watched are not among the open ones. */
+  #locate(body: Body): void {
+    const { request, response } = body;
+    body.peer ??= this.#peerOf(this.#entries.get(request) ?? new Entry(response ? "node" : "unknown", request, response));
+    if (body.peer !== null) this.#bodiesByPeer.set(body.peer, body);
+  }
+
+  #isRead(request: RequestLike): boolean {
+    return this.#collected.has(request) || unlessEnded(() => isRead(request), false);
+  }
+
   #peerOf({ remote: peer }: Entry): string | null {
     return peer && peerKey(this.#truePeer(peer) ?? peer);
   }
@@ -360,13 +409,6 @@ function obstacleOf(kind: Kind, request: RequestLike, remote: RequestPeer | null
   return remote === null ? "unix" : null;
 }
 
-function headerOf({ headers }: RequestLike, name: string): string | null {
-  if (!headers) return null;
-  if (typeof headers.get === "function") return (headers as HeadersLike).get(name);
-  const value = (headers as Record<string, string | string[] | undefined>)[name];
-  return value === undefined ? null : String(value);
-}
-
 /** Whether there is nothing left to come of the request's body, as far as its reader can tell. */
 function isRead(request: RequestLike): boolean {
   const { method } = request;
@@ -386,14 +428,8 @@ function unlessEnded<T>(ask: () => T, otherwise: T): T {
   }
 }
 
-/** `METHOD target HTTP/1.1`, a line for each header, an empty one, and the body (RFC 9112). */
+/** The head, and the body. */
 function sizeOf(request: RequestLike): number {
-  const { method, url = "", headers, rawHeaders } = request;
-  if (!method || headerOf(request, "transfer-encoding") !== null) return NaN;
-  const target = url.replace(/^https?:\/\/[^/]*/, "");
-  let size = method.length + target.length + "  HTTP/1.1\r\n\r\n".length;
-  const line = (value: string, name: string): void => void (size += name.length + value.length + ": \r\n".length);
-  if (rawHeaders) rawHeaders.forEach((value, index) => void (index % 2 === 1 && line(value, rawHeaders[index - 1]!)));
-  else (headers as HeadersLike | undefined)?.forEach(line);
-  return size + Number(headerOf(request, "content-length") ?? 0);
+  if (!request.method || headerOf(request, "transfer-encoding") !== null) return NaN;
+  return headText(request).length + Number(headerOf(request, "content-length") ?? 0);
 }

@@ -18,6 +18,7 @@ import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { register, unregister } from "../sockets/event_loop.ts";
 import { duplicateOver, openPair } from "../sockets/socket.ts";
 import { unreadSize } from "../sockets/queues.ts";
+import { tcpInfoOf } from "../sockets/tcp_state.ts";
 import { unwatch, watchesOfAll } from "../sockets/watches.ts";
 import type { Census, Frozen, Json, Movable, Source } from "./movable.ts";
 import type { WebSocketConnection } from "./websocket_connection.ts";
@@ -84,6 +85,8 @@ export class WebSocketSource implements Source {
   readonly #options: WebSocketSourceOptions;
   readonly #holds = new Map<WebSocketConnection, Hold>();
   readonly #looks = new Map<WebSocketConnection, Look>();
+  /** How many bytes were read and not told, and since when. */
+  readonly #untold = new WeakMap<WebSocketConnection, { readonly size: number; readonly since: number }>();
   /** Those that are still to be looked at in this round. */
   #round: WebSocketConnection[] = [];
   #ask: (() => void) | null = null;
@@ -194,8 +197,23 @@ export class WebSocketSource implements Source {
     if (isBetween) return "between";
     connection.doubt(readSize);
     // What is certainly half-way is not asked for.
-    const isAtRest = connection.native.toldSize !== null && unreadSize(this.#runtime, connection.descriptor) === 0;
-    return isAtRest ? "unseen" : "later";
+    const { native: { toldSize }, descriptor } = connection;
+    if (toldSize === null || unreadSize(this.#runtime, descriptor) > 0) return "later";
+    return this.#isLasting(connection, readSize - toldSize) ? "unseen" : "later";
+  }
+
+  /**
+   * Whether it has been so for a while: what has been read and not been told may
+   * be on its way into the application, which takes long when there are
+   * thousands.
+   */
+  #isLasting(connection: WebSocketConnection, untoldSize: number): boolean {
+    const { restMs } = this.#options;
+    const now = Date.now();
+    const seen = this.#untold.get(connection);
+    const since = seen?.size === untoldSize ? seen.since : now;
+    this.#untold.set(connection, { size: untoldSize, since });
+    return now - since >= restMs || (tcpInfoOf(this.#runtime, connection.descriptor)?.sinceReceivedMs ?? 0) >= restMs;
   }
 
   #hold(chosen: readonly { readonly connection: WebSocketConnection; readonly isAsked: boolean }[]): void {

@@ -10,6 +10,7 @@ import { bindDatagram, isPathBound } from "../sockets/datagram.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { isSystemError, TakeoverError } from "../errors.ts";
 import { bindListener, statusOf, unlinkPath } from "../sockets/listener.ts";
+import type { OfferedEndpoint } from "./messages.ts";
 import type { Runtime } from "../runtime.ts";
 import { formatAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
@@ -60,9 +61,9 @@ export function bindEndpoint(
 }
 
 /** Whether a socket is what an endpoint of that kind needs. */
-export function isOfKind({ family, type, listening }: SocketIdentity, kind: OpenedKind | "control" | "flows"): boolean {
+export function isOfKind({ family, type, listening }: SocketIdentity, kind: OfferedEndpoint["kind"]): boolean {
   if (kind === "flows") return family === "unix" && type === "other" && !listening;
-  return kind === "datagram" ? type === "dgram" : type === "stream" && listening;
+  return kind === "datagram" || kind === "member" ? type === "dgram" : type === "stream" && listening;
 }
 
 /** A Unix path that nobody answers on was left by a process that was killed. */

@@ -10,10 +10,12 @@
  * @module
  */
 
+import { collectNode, collectWeb } from "../connections/bodies.ts";
 import { type OpenRequest, Requests } from "../connections/requests.ts";
 import { correctInfo, type TruePeers } from "../connections/true_peers.ts";
 import { cameThrough } from "../sockets/address.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
+import { defaultLimits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { isListening, localAddress, peerAddress } from "../sockets/socket.ts";
@@ -37,6 +39,11 @@ interface ResponseLike {
   readonly status: number;
   readonly headers: { set(name: string, value: string): void };
 }
+
+/** Every runtime has it. */
+const { Response } = globalThis as unknown as {
+  readonly Response: new (body: null, init: { readonly status: number }) => ResponseLike;
+};
 
 /** What Node's `ServerResponse` is, as far as draining needs to know. */
 interface ServerResponseLike {
@@ -64,6 +71,8 @@ export class Drain {
   mode: DrainMode = "serving";
   /** What the handlers are answering. */
   readonly requests: Requests = new Requests();
+  /** The largest body that is collected before its handler is called. */
+  bodySize: number = defaultLimits.bodySize;
   /** Whom connections are with that came from another process; what a runtime says is not true. */
   peers: TruePeers | null = null;
 
@@ -113,6 +122,36 @@ export class Drain {
       const open = drain.requests.listener(this, request, response);
       if (drain.#isClosing(open) && !response.headersSent) response.setHeader("Connection", "close");
       return handler.call(this, request, response);
+    };
+    return wrapper as unknown as H;
+  }
+
+  /** Has a fetch handler wait for the whole body of its request. */
+  whole<H extends FetchHandler>(handler: H): H {
+    const drain = this;
+    const wrapper = function (this: unknown, request: object, info: unknown): unknown {
+      const body = drain.requests.collect(request, drain.bodySize, null);
+      if (!body) return handler.call(this, request, info);
+      return collectWeb(body).then((isWhole) => {
+        drain.requests.collected(body);
+        // Nobody hears that: the client or the connection has gone (RFC 9112, section 8).
+        return isWhole ? handler.call(this, request, info) : new Response(null, { status: 400 });
+      });
+    };
+    Object.defineProperty(wrapper, "length", { value: Math.max(handler.length, 2) });
+    return wrapper as unknown as H;
+  }
+
+  /** The same for a Node request listener. */
+  wholeListener<H extends RequestListener>(handler: H): H {
+    const drain = this;
+    const wrapper = function (this: unknown, request: object, response: object): unknown {
+      const body = drain.requests.collect(request, drain.bodySize, response);
+      if (!body) return handler.call(this, request, response);
+      collectNode(body, (isWhole) => {
+        drain.requests.collected(body);
+        if (isWhole) handler.call(this, request, response);
+      });
     };
     return wrapper as unknown as H;
   }

@@ -1,7 +1,10 @@
 /**
- * Flows of datagrams that stay with the process that knows them: the newest
- * process reads all, and forwards what belongs to an older generation over a
- * socket pair. Its near end travels from newest to newest; the older process
+ * Flows of datagrams that stay with the process that knows them: the kernel
+ * brings each to the socket of its generation (`steered.ts`), or the newest
+ * process reads all, and forwards what belongs to an older generation.
+ *
+ * Both need a socket pair for each older process: to forward over, and to learn
+ * of its end. The near end travels from newest to newest; the older process
  * keeps the far one until it ends.
  *
  * @module
@@ -9,18 +12,32 @@
 
 import type { InetAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { duplicate, identify, openPair, type SocketIdentity } from "../sockets/socket.ts";
 import { Forwarder, ForwardedReceiver, ForwardLink } from "../steering/forwarding.ts";
+import type { Tag } from "../steering/programs.ts";
+import { SteeredGroup, type TravellingMember } from "./steered.ts";
 
 /** How an application tells flows apart, and serves those that are forwarded to it. */
-export interface FlowOptions {
+export interface ForwardedFlows {
   /** Says which generation a datagram belongs to; null for this process. Called for each, as long as there are older processes. */
   readonly route: (bytes: Uint8Array, peer: InetAddress) => number | null;
   /** Serves a datagram that a newer process has read, or that an older one has not taken any more. */
   readonly datagram: (bytes: Uint8Array, peer: InetAddress) => void;
 }
+
+/** Where the kernel finds the generation in a datagram; Linux, UDP. */
+export interface SteeredFlows {
+  /** Where the application puts its generation, and clients send it back: `generation & mask`, and 0 where there is none. */
+  readonly tag: Tag;
+  /** Serves a datagram that has come to an older process and that one has not read. */
+  readonly datagram: (bytes: Uint8Array, peer: InetAddress) => void;
+}
+
+/** How flows stay with the process that knows them. */
+export type FlowOptions = ForwardedFlows | SteeredFlows;
 
 /** The flows of one endpoint, as the application sees them. */
 export interface Flows {
@@ -43,14 +60,24 @@ export interface OlderFlows {
   readonly channel: OwnedDescriptor;
 }
 
-/** A near end that is offered to a successor. */
+/** What an incumbent sent for the flows of an endpoint. */
+export interface InheritedFlows {
+  readonly older: readonly OlderFlows[];
+  /** All sockets of the group, where the kernel steers. */
+  readonly members: readonly TravellingMember[];
+}
+
+/** A near end, or a socket of a group, that is offered to a successor. */
 export interface OfferedFlows extends OlderFlows {
-  readonly kind: "flows";
+  readonly kind: "flows" | "member";
   readonly name: string;
   readonly descriptor: number;
   readonly identity: SocketIdentity;
   readonly isSupervised: false;
 }
+
+/** A socket that a successor is offered. */
+export type OfferedSocket = Pick<Endpoint, "kind" | "name" | "isSupervised" | "descriptor" | "identity">;
 
 /** How many older processes there are at most; the flows of one that is older still are the newest's. */
 const olderCount = 15;
@@ -81,11 +108,28 @@ export class ProcessFlows {
     return flows;
   }
 
-  /** An endpoint has been opened with an incumbent's socket. @param older Taken. */
-  inherit(name: string, older: readonly OlderFlows[]): void {
-    const flows = this.#endpoints.get(name);
-    if (flows) flows.inherit(older);
-    else disposeAll(older.map(({ channel }) => channel));
+  /** An endpoint has been opened. @param inherited Taken. */
+  opened(endpoint: Endpoint, inherited: InheritedFlows): void {
+    const flows = this.#endpoints.get(endpoint.name);
+    if (flows) flows.opened(endpoint, inherited);
+    else disposeAll([...inherited.older, ...inherited.members].map(({ channel }) => channel));
+  }
+
+  /** This process is ready. */
+  serve(): void {
+    for (const flows of this.#endpoints.values()) flows.steered?.serve();
+  }
+
+  /** Whether an endpoint has a socket for each generation, so that its own is never paused. */
+  isSteered(name: string): boolean {
+    return this.#endpoints.get(name)?.steered != null;
+  }
+
+  /** What a successor is offered for an endpoint. */
+  socketOf(endpoint: Endpoint): OfferedSocket {
+    const spare = this.#endpoints.get(endpoint.name)?.steered?.spare();
+    const { kind, name, isSupervised } = endpoint;
+    return spare ? { kind, name, isSupervised, ...spare } : endpoint;
   }
 
   /**
@@ -140,6 +184,9 @@ class EndpointFlows implements Flows {
   readonly #older = new Map<number, { readonly channel: OwnedDescriptor; readonly link: ForwardLink }>();
   /** What a successor will forward over. */
   #far: OwnedDescriptor | null = null;
+  #endpoint: Endpoint | null = null;
+  /** Where the kernel steers. */
+  steered: SteeredGroup | null = null;
   #receiver: ForwardedReceiver | null = null;
   #resolve: () => void = () => {};
   /** Resolves when nothing is received any more. */
@@ -151,7 +198,7 @@ class EndpointFlows implements Flows {
     this.#generation = generation;
     this.#options = options;
     this.#failed = failed;
-    this.#forwarder = new Forwarder((bytes, peer) => options.route(bytes, peer));
+    this.#forwarder = new Forwarder((bytes, peer) => "route" in options ? options.route(bytes, peer) : null);
   }
 
   get isReceiving(): boolean {
@@ -162,10 +209,30 @@ class EndpointFlows implements Flows {
     return this.#forwarder.take(bytes, peer);
   }
 
-  inherit(older: readonly OlderFlows[]): void {
+  opened(endpoint: Endpoint, { older, members }: InheritedFlows): void {
+    this.#endpoint = endpoint;
+    this.#link(older);
+    const { tag, datagram } = this.#options as Partial<SteeredFlows>;
+    if (!tag || !datagram) return disposeAll(members.map(({ channel }) => channel));
+    const host = {
+      runtime: this.#runtime,
+      generation: this.#generation,
+      tag,
+      datagram,
+      isThere: (generation: number) => this.#older.get(generation)?.link.isOpen === true,
+    };
+    try {
+      this.steered = new SteeredGroup(host, endpoint, members);
+    } catch (error) {
+      endpoint.release();
+      throw error;
+    }
+  }
+
+  #link(older: readonly OlderFlows[]): void {
     for (const { generation, channel } of older) {
       const returned = ({ bytes, peer }: { bytes: Uint8Array; peer: InetAddress }) => this.#options.datagram(bytes, peer);
-      const link = new ForwardLink(this.#runtime, channel, { returned });
+      const link = new ForwardLink(this.#runtime, channel, { returned, ended: () => this.steered?.ended() });
       this.#older.set(generation, { channel, link });
       this.#forwarder.add(generation, link);
     }
@@ -177,23 +244,25 @@ class EndpointFlows implements Flows {
     this.#far = far;
     const open = [...this.#older].filter(([, { link }]) => link.isOpen).sort(([a], [b]) => b - a).slice(0, olderCount - 1);
     return [
-      this.#offered(this.#generation, near),
+      this.#offered("flows", this.#generation, near),
       ...open.map(([generation, { channel }]) => {
-        return this.#offered(generation, new OwnedDescriptor(this.#runtime, duplicate(this.#runtime, channel.number)));
+        return this.#offered("flows", generation, new OwnedDescriptor(this.#runtime, duplicate(this.#runtime, channel.number)));
       }),
+      ...(this.steered?.travel() ?? []).map(({ generation, channel }) => this.#offered("member", generation, channel)),
     ];
   }
 
-  #offered(generation: number, channel: OwnedDescriptor): OfferedFlows {
+  #offered(kind: OfferedFlows["kind"], generation: number, channel: OwnedDescriptor): OfferedFlows {
     const { number: descriptor } = channel;
     const identity = identify(this.#runtime, descriptor)!;
-    return { kind: "flows", name: this.#name, generation, channel, descriptor, identity, isSupervised: false };
+    return { kind, name: this.#name, generation, channel, descriptor, identity, isSupervised: false };
   }
 
   receive(): void {
     const far = this.#far;
     this.#far = null;
     if (!far) return;
+    this.steered?.lease();
     this.ended = new Promise((resolve) => this.#resolve = resolve);
     this.#receiver = new ForwardedReceiver(this.#runtime, far, {
       datagram: this.#options.datagram,
@@ -207,14 +276,18 @@ class EndpointFlows implements Flows {
 
   takeBack(): void {
     this.#receiver?.end();
+    this.steered?.serve();
   }
 
   unlink(): void {
+    this.steered?.release();
     for (const { link } of this.#older.values()) link.close();
     this.#older.clear();
   }
 
   end(): void {
+    // What the kernel still brings is the newest's to read, once it knows.
+    if (this.steered && this.#receiver) this.#endpoint?.pause();
     this.#receiver?.end();
   }
 
@@ -229,6 +302,10 @@ class EndpointFlows implements Flows {
 /** The option of `bind` is checked before anything is opened. */
 export function checkedFlows(options: FlowOptions | undefined): FlowOptions | null {
   if (options === undefined) return null;
-  if (typeof options.route === "function" && typeof options.datagram === "function") return options;
-  throw new TakeoverError("ERR_TAKEOVER_STATE", "Cannot bind with these flows: expected the functions route and datagram");
+  const { route, tag, datagram } = options as Partial<ForwardedFlows & SteeredFlows>;
+  if (typeof datagram === "function" && (typeof route === "function") !== (typeof tag === "object")) return options;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    "Cannot bind with these flows: expected the function datagram, and either the function route or a tag",
+  );
 }

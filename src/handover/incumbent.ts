@@ -8,12 +8,11 @@
  */
 
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
-import type { OfferedFlows } from "./flows.ts";
+import type { OfferedFlows, OfferedSocket } from "./flows.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { TakeoverError } from "../errors.ts";
-import type { Endpoint } from "../natives/endpoint.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { type Hello, type OfferedEndpoint, type OfferedState, parseBatch, parseHello, parseJoin, parseReady, type Peer } from "./messages.ts";
@@ -36,7 +35,7 @@ export interface IncumbentHost {
   /** Whom this process has replaced and still has a lease with: it may have to go back. */
   lessor(): Peer | null;
   /** Everything to offer, the control socket first. */
-  endpoints(): readonly Endpoint[];
+  endpoints(): readonly OfferedSocket[];
   /** The ends over which datagrams will come; the caller closes them. */
   flows(): readonly OfferedFlows[];
   /** A successor's hello was accepted. */
@@ -174,7 +173,7 @@ export class Incumbent {
   }
 
   /** Refuses what cannot become a hand-over, before anything is sent. */
-  #agree(hello: Hello, endpoints: readonly Endpoint[]): number {
+  #agree(hello: Hello, endpoints: readonly OfferedSocket[]): number {
     const { limits, instance } = this.#host;
     const version = commonVersion(hello.versions);
     if (version === null) {
@@ -211,7 +210,7 @@ export class Incumbent {
   async #offer(
     { hello, conversation, joined }: Session,
     version: number,
-    endpoints: readonly (Endpoint | OfferedFlows)[],
+    endpoints: readonly (OfferedSocket | OfferedFlows)[],
   ): Promise<Conversation> {
     const { runtime, limits, generation } = this.#host;
     conversation.send({
@@ -307,14 +306,14 @@ function isTimeout(error: unknown): boolean {
   return error instanceof TakeoverError && error.code === "ERR_TAKEOVER_TIMEOUT";
 }
 
-function manifestEntry(offered: Endpoint | OfferedFlows, ticketKeys: string): OfferedEndpoint {
+function manifestEntry(offered: OfferedSocket | OfferedFlows, ticketKeys: string): OfferedEndpoint {
   const { kind, name, identity, isSupervised } = offered;
   const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
-  if (offered.kind === "flows") return { ...entry, generation: (offered as OfferedFlows).generation };
+  if ("generation" in offered) return { ...entry, generation: offered.generation };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }
 
-function checkNames(names: readonly string[], endpoints: readonly Endpoint[], verb: string): void {
+function checkNames(names: readonly string[], endpoints: readonly OfferedSocket[], verb: string): void {
   const offered = endpoints.filter(({ kind }) => kind !== "control").map(({ name }) => name);
   const unknown = names.find((name) => !offered.includes(name));
   if (unknown === undefined) return;

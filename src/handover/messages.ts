@@ -52,13 +52,13 @@ export interface Join {
 /** One socket of the manifest. */
 export interface OfferedEndpoint {
   /** `control` is the control socket itself, always the first. */
-  readonly kind: EndpointKind | "flows";
+  readonly kind: EndpointKind | "flows" | "member";
   /** Empty for the control socket. */
   readonly name: string;
   readonly address: SocketAddress;
   /** `SO_COOKIE`, 16 hexadecimal digits, or empty where there is none. */
   readonly cookie: string;
-  /** Of flows: whose they are. */
+  /** Of flows, and members of a group: whose they are. */
   readonly generation?: number;
   /** Whether the place belongs to a service manager or the like. */
   readonly supervised?: boolean;
@@ -122,6 +122,8 @@ export interface Refusal {
   readonly message: string;
 }
 
+const kinds = ["control", "listener", "datagram", "flows", "member"] as const;
+
 const codes: readonly TakeoverErrorCode[] = [
   "ERR_TAKEOVER_BUSY",
   "ERR_TAKEOVER_VERSION",
@@ -172,7 +174,7 @@ export function parseOffer(head: FrameHead, limits: Limits): Offer {
   if (endpoints[0]?.kind !== "control" || controls !== 1) {
     throw wrong("endpoints", "the control socket first and once");
   }
-  const all = endpoints.slice(1).filter(({ kind }) => kind !== "flows").map(({ name }) => name);
+  const all = endpoints.slice(1).filter(({ kind }) => kind !== "flows" && kind !== "member").map(({ name }) => name);
   if (new Set(all).size !== all.length) throw wrong("endpoints", "every name once");
   return {
     type: "offer",
@@ -227,9 +229,7 @@ export function checkedName(name: unknown, limits: Limits): string {
 function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
   const head = asObject(item, "endpoints");
   const kind = text(head, "kind", textSize);
-  if (kind !== "control" && kind !== "listener" && kind !== "datagram" && kind !== "flows") {
-    throw wrong("kind", "control, listener, datagram or flows");
-  }
+  if (!isKind(kind)) throw wrong("kind", kinds.join(", "));
   const cookie = text(head, "cookie", 16);
   if (!/^([0-9a-f]{16})?$/.test(cookie)) throw wrong("cookie", "16 hexadecimal digits or none");
   return {
@@ -237,10 +237,14 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     name: kind === "control" ? "" : checkedName(head.name, limits),
     address: parseAddress(object(head, "address")),
     cookie,
-    ...kind === "flows" && { generation: integer(head, "generation") },
+    ...(kind === "flows" || kind === "member") && { generation: integer(head, "generation") },
     supervised: head.supervised === true,
     ticketKeys: typeof head.ticketKeys === "string" && head.ticketKeys.length === 96 ? head.ticketKeys : "",
   };
+}
+
+function isKind(kind: string): kind is OfferedEndpoint["kind"] {
+  return (kinds as readonly string[]).includes(kind);
 }
 
 function parseAddress(head: FrameHead): SocketAddress {

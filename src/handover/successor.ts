@@ -16,7 +16,7 @@ import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
-import type { OlderFlows } from "./flows.ts";
+import type { InheritedFlows, OlderFlows } from "./flows.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { connectPath } from "../sockets/listener.ts";
@@ -52,7 +52,7 @@ export class Succession {
   /** The other sockets by name; an entry is taken out by whoever opens it. */
   readonly endpoints: Map<string, Unopened>;
   /** Where datagrams of older processes are forwarded, by the endpoint's name; taken by whoever opens that. */
-  readonly flows: Map<string, OlderFlows[]> = new Map();
+  readonly flows: Map<string, { readonly older: OlderFlows[]; readonly members: OlderFlows[] }> = new Map();
   /** The keys of the session tickets of the incumbent's TLS servers, by name. */
   readonly ticketKeys: ReadonlyMap<string, string>;
   /** What the incumbent's application gave. */
@@ -173,14 +173,15 @@ export class Succession {
 
   #sort({ kind, name, generation = 0 }: OfferedEndpoint, socket: Unopened): void {
     if (kind === "control") return;
-    if (kind !== "flows") return void this.endpoints.set(name, socket);
-    const others = this.flows.get(name) ?? [];
-    this.flows.set(name, [...others, { generation, channel: socket.descriptor }]);
+    if (kind !== "flows" && kind !== "member") return void this.endpoints.set(name, socket);
+    const flows = this.flows.get(name) ?? { older: [], members: [] };
+    flows[kind === "flows" ? "older" : "members"].push({ generation, channel: socket.descriptor });
+    this.flows.set(name, flows);
   }
 
   /** The older processes of an endpoint, once; the caller closes the channels. */
-  takeFlows(name: string): readonly OlderFlows[] {
-    const found = this.flows.get(name) ?? [];
+  takeFlows(name: string): InheritedFlows {
+    const found = this.flows.get(name) ?? { older: [], members: [] };
     this.flows.delete(name);
     return found;
   }
@@ -203,7 +204,10 @@ export class Succession {
     this.takeSecond()?.close();
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();
-    for (const name of [...this.flows.keys()]) disposeAll(this.takeFlows(name).map(({ channel }) => channel));
+    for (const name of [...this.flows.keys()]) {
+      const { older, members } = this.takeFlows(name);
+      disposeAll([...older, ...members].map(({ channel }) => channel));
+    }
   }
 
   /** Says alive until the incumbent's last word. */
@@ -332,12 +336,13 @@ function verified(
 }
 
 function wrongSocket(offered: OfferedEndpoint, identity: SocketIdentity | null): TakeoverError {
-  const owner = offered.kind === "flows" ? "the flows of " : "";
+  const owner = offered.kind === "flows" || offered.kind === "member" ? "the flows of " : "";
   const name = offered.kind === "control" ? "the control socket" : `${owner}the endpoint ${JSON.stringify(offered.name)}`;
   const found = identity === null
     ? "a descriptor that is no IP or Unix socket"
     : `a ${identity.type} socket at ${formatAddress(identity.address)}${identity.type === "stream" && !identity.listening ? " that does not listen" : ""}`;
-  const expected = { control: "listening", listener: "listening", datagram: "datagram", flows: "packet" }[offered.kind];
+  const words = { control: "listening", listener: "listening", datagram: "datagram", flows: "packet", member: "datagram" };
+  const expected = words[offered.kind];
   return new TakeoverError(
     "ERR_TAKEOVER_DESCRIPTOR",
     `Cannot take ${name}: expected the ${expected} socket at ${formatAddress(offered.address)} ` +

@@ -31,7 +31,7 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { checkedFlows, type FlowOptions, type Flows, ProcessFlows } from "./flows.ts";
+import { checkedFlows, type FlowOptions, type Flows, type InheritedFlows, type OfferedSocket, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
@@ -131,6 +131,7 @@ export class Takeover implements AsyncDisposable {
   ) {
     this.#runtime = runtime;
     this.#limits = limitsFrom(options.limits);
+    this.#drain.bodySize = this.#limits.bodySize;
     this.#path = path;
     this.#paths = new OwnPaths(runtime);
     this.#paths.take({ family: "unix", path });
@@ -172,7 +173,7 @@ export class Takeover implements AsyncDisposable {
       generation: this.generation,
       lessor: () => this.#isSettled ? null : this.#succession?.from ?? null,
       endpoints: () => this.#offered(),
-      flows: () => this.#flows.offer(this.#offered().map(({ name }) => name)),
+      flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
@@ -283,7 +284,8 @@ export class Takeover implements AsyncDisposable {
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
     const flows = checkedFlows(options.flows);
-    return await this.#openOnce("datagram", name, address, (at) => open(at, this.#flows.open(name, flows)));
+    const wanted = flows && "tag" in flows ? { ...address, reusePort: true } : address;
+    return await this.#openOnce("datagram", name, wanted, (at) => open(at, this.#flows.open(name, flows)));
   }
 
   /**
@@ -329,6 +331,7 @@ export class Takeover implements AsyncDisposable {
     this.#stage = "serving";
     this.#readyAt = Date.now();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
+    this.#flows.serve();
     await this.#openControl();
     const second = this.#succession?.takeSecond();
     if (second) this.#moves.arrive(second);
@@ -371,6 +374,45 @@ export class Takeover implements AsyncDisposable {
    */
   requestListener<H extends RequestListener>(handler: H): H {
     return this.#drain.listener(handler);
+  }
+
+  /**
+   * Has a fetch handler wait for the whole body of its request. A successor
+   * that takes over before the body is whole gets what has come of it, and the
+   * connection: the handler runs once, there or here.
+   *
+   * It is used within a handler that is wrapped with {@linkcode fetch}, for all
+   * requests or for those of a route. Bodies of more than `bodySize` bytes or
+   * of unknown length, and requests with `Expect`, `Upgrade` or `Connection:
+   * close`, go to the handler as they come. A request that never comes whole
+   * goes to no handler.
+   *
+   * @param handler A handler for `Deno.serve`, `Bun.serve` or a framework.
+   * @returns A handler with the same parameters, which gets the same request.
+   *
+   * @example
+   * ```ts ignore
+   * const handler = takeover.fetch(takeover.whole(async (request) => new Response(await request.text())));
+   * ```
+   */
+  whole<H extends FetchHandler>(handler: H): H {
+    return this.#drain.whole(handler);
+  }
+
+  /**
+   * The same for a Node request listener, within one that is wrapped with
+   * {@linkcode requestListener}.
+   *
+   * @param handler A listener for `node:http`, or an Express app.
+   * @returns A listener with the same parameters, which gets the same request.
+   *
+   * @example
+   * ```ts ignore
+   * const listener = takeover.requestListener(takeover.wholeListener(app));
+   * ```
+   */
+  wholeListener<H extends RequestListener>(handler: H): H {
+    return this.#drain.wholeListener(handler);
   }
 
   /**
@@ -509,8 +551,12 @@ export class Takeover implements AsyncDisposable {
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
     if (kind === "listener") this.#moves.opened(endpoint, native);
-    else if (!isNew) this.#flows.inherit(name, this.#succession?.takeFlows(name) ?? []);
+    else this.#flows.opened(endpoint, this.#inheritedFlows(name, isNew));
     return native;
+  }
+
+  #inheritedFlows(name: string, isNew: boolean): InheritedFlows {
+    return !isNew && this.#succession ? this.#succession.takeFlows(name) : { older: [], members: [] };
   }
 
   #add(endpoint: Endpoint, isNew: boolean): void {
@@ -595,13 +641,17 @@ export class Takeover implements AsyncDisposable {
     this.#emitter.emit("abandoned", reported(error));
   }
 
-  #offered(): Endpoint[] {
-    return [this.#controlEndpoint!, ...[...this.#endpoints.values()].filter(({ alive }) => alive)];
+  #offered(): OfferedSocket[] {
+    return [this.#controlEndpoint!, ...this.#alive().map((endpoint) => this.#flows.socketOf(endpoint))];
+  }
+
+  #alive(): Endpoint[] {
+    return [...this.#endpoints.values()].filter(({ alive }) => alive);
   }
 
   #becomeLeased(to: Peer, claimed: readonly string[]): void {
     this.#controlEndpoint!.pause();
-    for (const name of claimed) this.#endpoints.get(name)!.pause();
+    for (const name of claimed) if (!this.#flows.isSteered(name)) this.#endpoints.get(name)!.pause();
     this.#flows.leased(claimed);
     this.#stage = "leased";
     this.#successor = to;

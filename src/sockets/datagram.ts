@@ -9,7 +9,7 @@ import { checked, isSystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { DatagramAddress } from "./address.ts";
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
-import { bindSocket, connectSocket, openSocket, setIntegerOption } from "./socket.ts";
+import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption } from "./socket.ts";
 
 /** Linux's options (socket(7)); the last is SO_RCVBUF without its limit, for CAP_NET_ADMIN. */
 const SO_REUSEPORT = 15;
@@ -70,8 +70,13 @@ export function isPathBound(runtime: Runtime, path: string): boolean {
   });
 }
 
-/** The kernel cuts the size at net.core.rmem_max, unless the process may pass that. */
-function setReceiveBuffer(runtime: Runtime, descriptor: number, size: number): void {
+/** What was asked for, or would have to be (SO_RCVBUF): the kernel doubles it, for what is its own. Linux only. */
+export function receiveBufferOf(runtime: Runtime, descriptor: number): number {
+  return Math.floor(integerOption(runtime, descriptor, SO_RCVBUF) / 2);
+}
+
+/** How many bytes may wait; the kernel cuts the size at net.core.rmem_max, unless the process may pass that. */
+export function setReceiveBuffer(runtime: Runtime, descriptor: number, size: number): void {
   const { abi } = runtime;
   const { SOL_SOCKET } = abi.constants;
   if (abi.platform !== "linux") return setIntegerOption(runtime, descriptor, SOL_SOCKET, darwin.receiveBuffer, size);

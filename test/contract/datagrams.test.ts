@@ -368,7 +368,8 @@ async function flowing(
 
 /** The one end over which a successor forwards. */
 function linkOf(succession: Succession): ForwardLink {
-  const found = succession.takeFlows("game");
+  const { older: found, members } = succession.takeFlows("game");
+  assert.deepEqual(members, []);
   assert.deepEqual(found.map(({ generation }) => generation), [1]);
   return new ForwardLink(runtime, found[0]!.channel);
 }

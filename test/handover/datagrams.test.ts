@@ -7,6 +7,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -171,8 +172,9 @@ function answerers({ byTag }: DatagramReport): Record<string, string> {
 
 const allTags = [0, 1, 2, 3, 4];
 
-test("forwarded flows are answered by the generation that knows them, four at once, and by the newest afterwards", async () => {
-  await using relay = await relayed({ FLOWS: "forwarded", DRAIN_MS: "60000" });
+/** Four generations, of which the third ends by itself and the first is killed. */
+async function keepsFlows(flows: "forwarded" | "steered"): Promise<void> {
+  await using relay = await relayed({ FLOWS: flows, DRAIN_MS: "60000" });
   await next(relay, "node");
   using load = await Load.start(relay, 10_000, allTags);
   for (const runtime of ["deno", "bun", "node"] as const) {
@@ -192,4 +194,48 @@ test("forwarded flows are answered by the generation that knows them, four at on
   const { failures, ...found } = await later.stop();
   assert.equal(failures.unanswered, undefined);
   assert.deepEqual(answerers({ failures, ...found }), { 0: "4", 1: "4", 2: "2", 3: "4", 4: "4" });
+}
+
+test("forwarded flows are answered by the generation that knows them, four at once, and by the newest afterwards", () =>
+  keepsFlows("forwarded"));
+
+test("steered flows are answered by the generation that knows them, four at once, and by the newest afterwards", () =>
+  keepsFlows("steered"));
+
+/** How many sockets are bound to a port (proc(5), /proc/net/udp). */
+function socketCount(port: number): number {
+  const address = `:${port.toString(16).toUpperCase().padStart(4, "0")} 00000000:0000`;
+  return readFileSync("/proc/net/udp", "utf8").split(address).length - 1;
+}
+
+test("nine steered hand-overs lose and double no datagram, and sockets of ended generations are used again", async () => {
+  await using relay = await relayed({ FLOWS: "steered", DRAIN_MS: "300" });
+  await next(relay, nineHandOvers[0]!);
+  using load = await Load.start(relay, 10_000, [0, 1, 3, 5, 7, 9]);
+  for (const runtime of nineHandOvers.slice(1)) {
+    await sleep(restMs);
+    await next(relay, runtime);
+    await relay.settled();
+  }
+  for (const server of relay.servers.slice(0, -1)) await server.ended;
+  await sleep(restMs);
+  assertNothingLost(await load.stop(), nineHandOvers.length);
+  assert.ok(socketCount(relay.port) < nineHandOvers.length / 2, `${socketCount(relay.port)} sockets`);
+});
+
+test("steered flows lose no more than a process has read when a successor is killed in the lease", async () => {
+  await using relay = await relayed({ FLOWS: "steered", SETTLE_MS: "60000" });
+  const incumbent = await next(relay, "deno");
+  using load = await Load.start(relay, 1_000, [0, 1, 2]);
+  const successor = await next(relay, "bun");
+  await sleep(restMs);
+  // What comes meanwhile waits in its socket.
+  successor.signal("SIGSTOP");
+  await sleep(restMs);
+  successor.signal("SIGKILL");
+  await incumbent.event("resumed");
+  await sleep(restMs);
+  const report = await load.stop();
+  assertHardlyAnythingLost(report);
+  assert.deepEqual(answerers(report), { 0: "1 2", 1: "1", 2: "1 2" });
 });

@@ -10,6 +10,7 @@ const idle: Facts = {
   readSize: 100,
   unreadSize: 0,
   writtenSize: 200,
+  isAtHand: null,
   hasRoom: true,
   isSettled: true,
   sinceReceivedMs: 1_000,
