@@ -101,5 +101,6 @@ export type {
 export { functions } from "./src/c/libc.ts";
 export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/c/libc.ts";
 export type { Tag } from "./src/steering/programs.ts";
+export type { LoadSize } from "./src/steering/bpf.ts";
 export { formatAddress } from "./src/c/sockaddr.ts";
 export type { InetAddress, SocketAddress, UnixAddress } from "./src/c/sockaddr.ts";

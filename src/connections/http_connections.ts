@@ -12,6 +12,7 @@
 
 import type { Body } from "./bodies.ts";
 import { boundary, type Facts, type LastRequest, type Verdict } from "./boundary.ts";
+import { Limbo } from "./limbo.ts";
 import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from "./requests.ts";
 import { isSeat } from "./seats.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -22,7 +23,6 @@ import { register, type Registration } from "../sockets/event_loop.ts";
 import { unreadSize, unsentSize } from "../sockets/queues.ts";
 import {
   cookieOf,
-  duplicateOver,
   integerOption,
   isListening,
   localAddress,
@@ -152,6 +152,8 @@ export class HttpConnection {
 
 /** One that is out of the event loop. */
 export interface FrozenConnection {
+  /** The socket, wherever its server's object is meanwhile. */
+  readonly descriptor: number;
   /** What the server has read and no handler has seen. */
   readonly unread: Uint8Array;
   leave(): void;
@@ -184,9 +186,13 @@ export class HttpConnections {
   #parsers: ReadonlyMap<number, HttpSocket> | null = null;
   #parsersAt = -Infinity;
   #dead: OwnedDescriptor | null = null;
+  readonly #limbo: Limbo;
+  /** Where the sockets of frozen connections are. */
+  readonly #copies = new Set<number>();
 
   constructor(runtime: Runtime, options: HttpConnectionsOptions) {
     this.#runtime = runtime;
+    this.#limbo = new Limbo(runtime);
     this.#options = options;
     options.requests.livePeers = () => this.#livePeers();
   }
@@ -198,6 +204,7 @@ export class HttpConnections {
     const watcher: RequestWatcher = {
       began: (request) => this.#began(request),
       ended: (request) => this.#ended(request),
+      collected: (body) => this.#collected(body),
     };
     this.#unwatch = this.#options.requests.watch(watcher);
     for (const { peer, obstacle } of this.#options.requests.open) this.#count(peer, 1, obstacle);
@@ -218,6 +225,7 @@ export class HttpConnections {
     this.#parsersAt = -Infinity;
     this.#dead?.[Symbol.dispose]();
     this.#dead = null;
+    this.#limbo[Symbol.dispose]();
   }
 
   /** Those of an endpoint that were at a boundary a moment ago, at most that many. */
@@ -257,11 +265,28 @@ export class HttpConnections {
     }
     const socket = this.#socketOf(connection);
     const body = this.#bodyOf(connection);
+    const unread = body?.message() ?? new Uint8Array(0);
+    const left = () => {
+      if (body) body.hasLeft = true;
+    };
+    return socket
+      ? { descriptor: connection.descriptor, unread, ...this.#heldByNode(connection, socket, resume, left) }
+      : { unread, ...this.#heldInLimbo(connection, resume, left) };
+  }
+
+  /** libuv reads and writes nothing of a handle that was stopped. */
+  #heldByNode(
+    connection: HttpConnection,
+    socket: HttpSocket,
+    resume: () => void,
+    left: () => void,
+  ): Pick<FrozenConnection, "leave" | "thaw"> {
     return {
-      unread: body?.message() ?? new Uint8Array(0),
       leave: () => {
-        if (body) body.hasLeft = true;
-        this.#leave(connection, socket);
+        left();
+        this.#forget(connection);
+        // The server may have closed it by itself.
+        if (this.#isSame(connection)) socket.destroy();
       },
       thaw: () => {
         connection.isFrozen = false;
@@ -271,15 +296,31 @@ export class HttpConnections {
     };
   }
 
-  #leave(connection: HttpConnection, socket: HttpSocket | null): void {
-    const { descriptor, registration } = connection;
-    this.#forget(connection);
-    // The server may have closed it by itself: then the number is another's.
-    if (!this.#isSame(connection)) return;
-    if (socket) return socket.destroy();
-    duplicateOver(this.#runtime, this.#deadSocket().number, descriptor);
-    // It reads the end of file and closes.
-    register(this.#runtime, [registration!]);
+  #heldInLimbo(
+    connection: HttpConnection,
+    resume: () => void,
+    left: () => void,
+  ): Pick<FrozenConnection, "descriptor" | "leave" | "thaw"> {
+    const { registration } = connection;
+    const taken = this.#limbo.take(connection.descriptor);
+    const { number } = taken.socket;
+    this.#copies.add(number);
+    return {
+      descriptor: number,
+      leave: () => {
+        left();
+        this.#copies.delete(number);
+        this.#forget(connection);
+        // It reads the end of file and closes.
+        if (taken.give(this.#deadSocket().number)) register(this.#runtime, [registration!]);
+      },
+      thaw: () => {
+        connection.isFrozen = false;
+        this.#copies.delete(number);
+        if (taken.give(number)) resume();
+        else this.#forget(connection);
+      },
+    };
   }
 
   /** Whether what is unread was held back by a pause that is long enough ago. */
@@ -353,6 +394,7 @@ export class HttpConnections {
   }
 
   #visit(descriptor: number): HttpConnection | null {
+    if (this.#copies.has(descriptor)) return null;
     const known = this.#found.get(descriptor);
     if (known && this.#isSame(known)) {
       known.walkNumber = this.#walkNumber;
@@ -446,12 +488,10 @@ export class HttpConnections {
     return peer === null ? null : this.#options.requests.bodyOf(peer);
   }
 
-  /** The boundary before the request is where the connection began, or where the last one was seen. */
   #isAtHand(connection: HttpConnection, readSize: number, socket: HttpSocket | null): boolean | null {
     const body = this.#bodyOf(connection);
     if (!body || this.#byPeer.get(connection.peer!)?.length !== 1) return null;
-    const { messageSize } = body;
-    return !body.isWhole && socket?.isWritten !== false && (readSize === messageSize || readSize === connection.boundarySize + messageSize);
+    return !body.isWhole && socket?.isWritten !== false && isExact(connection, readSize, body.messageSize);
   }
 
   #hasRoom(descriptor: number): boolean {
@@ -560,6 +600,17 @@ export class HttpConnections {
     this.#askers.get(connection.endpoint)?.();
   }
 
+  /** Where its request ends is certain, when it is known where it began. */
+  #collected({ peer, messageSize }: Body): void {
+    const connection = this.#only(peer);
+    const info = connection && tcpInfoOf(this.#runtime, connection.descriptor);
+    if (!info) return;
+    const readSize = info.receivedSize - unreadSize(this.#runtime, connection.descriptor);
+    if (!isExact(connection, readSize, messageSize)) return;
+    connection.boundarySize = readSize - messageSize;
+    connection.lastRequest = { readSize, isWhole: true, isPipelined: false };
+  }
+
   /**
    * Whether an answer was so small that all of it went into the kernel at once:
    * out of the event loop the server does not hear of room for more.
@@ -637,6 +688,14 @@ export class HttpConnections {
     other[Symbol.dispose]();
     return this.#dead = dead;
   }
+}
+
+/**
+ * Whether what the server has read since the last boundary is as much as that
+ * message: since the connection began, or since the last one that was seen.
+ */
+function isExact({ boundarySize }: HttpConnection, readSize: number, messageSize: number): boolean {
+  return readSize === messageSize || readSize === boundarySize + messageSize;
 }
 
 /** The one at the very address, else the first that a connection can have come through. */

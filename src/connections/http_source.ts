@@ -57,7 +57,7 @@ export class HttpSource implements Source {
     const frozen = this.#connections.freeze(connection, isLast);
     if (!frozen) return null;
     return {
-      descriptor: connection.descriptor,
+      descriptor: frozen.descriptor,
       cookie: connection.cookie,
       state: null,
       unread: frozen.unread,

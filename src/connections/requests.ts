@@ -44,6 +44,8 @@ export interface RequestWatcher {
   began(request: OpenRequest): void;
   /** Its answer is finished. */
   ended(request: OpenRequest): void;
+  /** A body has come whole, and its handler is about to be called. */
+  collected(body: Body): void;
 }
 
 /** How many entries there are before those that have ended are looked for. */
@@ -257,7 +259,10 @@ export class Requests {
   /** It is whole, or will not be. */
   collected(body: Body): void {
     this.#bodies.delete(body.request);
-    if (body.isWhole) this.#collected.add(body.request);
+    if (body.isWhole) {
+      this.#collected.add(body.request);
+      for (const watcher of this.#watchers) watcher.collected(body);
+    }
     if (body.peer !== null && this.#bodiesByPeer.get(body.peer) === body) this.#bodiesByPeer.delete(body.peer);
   }
 

@@ -81,6 +81,13 @@ export class WebSocketConnection {
     return this.descriptor >= 0 && this.cookie !== "" && cookieOf(this.#runtime, this.descriptor) === this.cookie;
   }
 
+  /** Its descriptor is another one by now. */
+  forgetDescriptor(): void {
+    this.descriptor = -1;
+    this.endpoint = null;
+    this.registration = null;
+  }
+
   /** Whether it could go, but for what the client has sent of the next message. */
   get isQuiet(): boolean {
     return this.native.isOpen && this.native.unsentCount === 0;

@@ -20,6 +20,7 @@ import { duplicateOver, openPair } from "../sockets/socket.ts";
 import { unreadSize } from "../sockets/queues.ts";
 import { tcpInfoOf } from "../sockets/tcp_state.ts";
 import { unwatch, watchesOfAll } from "../sockets/watches.ts";
+import { Limbo, type Taken } from "./limbo.ts";
 import type { Census, Frozen, Json, Movable, Source } from "./movable.ts";
 import type { WebSocketConnection } from "./websocket_connection.ts";
 import { Probe } from "./websocket_probe.ts";
@@ -38,6 +39,8 @@ export interface WebSocketSourceOptions {
 /** A connection that nobody reads. */
 interface Hold {
   readonly resume: () => void;
+  /** Whether it is out of the event loop, and not stopped by its runtime. */
+  readonly isOutOfLoop: boolean;
   readonly beat: number;
   /** Since when it could go. */
   since: number;
@@ -94,10 +97,12 @@ export class WebSocketSource implements Source {
   #isBeating = false;
   #isLast = false;
   #dead: OwnedDescriptor | null = null;
+  readonly #limbo: Limbo;
   #refused = new Set<WebSocketConnection>();
 
   constructor(runtime: Runtime, table: WebSocketTable, endpoint: string, options: WebSocketSourceOptions) {
     this.#runtime = runtime;
+    this.#limbo = new Limbo(runtime);
     this.#table = table;
     this.#endpoint = endpoint;
     this.#options = options;
@@ -147,6 +152,7 @@ export class WebSocketSource implements Source {
     this.#isLast = false;
     this.#dead?.[Symbol.dispose]();
     this.#dead = null;
+    this.#limbo[Symbol.dispose]();
   }
 
   #reasonOf(connection: WebSocketConnection): string | null {
@@ -187,8 +193,10 @@ export class WebSocketSource implements Source {
     const look = this.#looks.get(connection);
     if (look && Date.now() < look.at || this.#reasonOf(connection) !== null) return "later";
     if (!connection.isHeld) {
-      this.#table.delete(connection);
       this.#looks.delete(connection);
+      // One that has come was found on its way in.
+      if (connection.native.isOpen) connection.forgetDescriptor();
+      else this.#table.delete(connection);
       return "later";
     }
     const { readSize, isBetween } = connection;
@@ -220,10 +228,10 @@ export class WebSocketSource implements Source {
     if (chosen.length === 0) return;
     this.#findRegistrations(chosen.map(({ connection }) => connection));
     for (const { connection, isAsked } of chosen) {
-      const resume = this.#pause(connection);
-      if (!resume) continue;
+      const paused = this.#pause(connection);
+      if (!paused) continue;
       this.#holds.set(connection, {
-        resume,
+        ...paused,
         beat: this.#beat,
         since: Date.now(),
         isAsked,
@@ -243,14 +251,15 @@ export class WebSocketSource implements Source {
   }
 
   /** Null when the event loop does not know it, so that it cannot be stopped. */
-  #pause({ native, registration }: WebSocketConnection): (() => void) | null {
+  #pause({ native, registration }: WebSocketConnection): Pick<Hold, "resume" | "isOutOfLoop"> | null {
     const resume = native.pause();
-    if (resume) return resume;
+    if (resume) return { resume, isOutOfLoop: false };
     if (!registration || unregister(this.#runtime, [registration]).length === 0) return null;
-    return () => {
+    const goOn = () => {
       const events = native.unsentCount > 0 ? registration.events | EPOLLOUT : registration.events;
       register(this.#runtime, [{ ...registration, events }]);
     };
+    return { resume: goOn, isOutOfLoop: true };
   }
 
   #release(connection: WebSocketConnection, againInMs: number): void {
@@ -312,13 +321,17 @@ export class WebSocketSource implements Source {
       return null;
     }
     hold.isFrozen = true;
+    const state = this.#stateFor(connection, left);
+    // What its runtime has stopped reads nothing late.
+    const taken = hold.isOutOfLoop ? this.#limbo.take(connection.descriptor) : null;
     return {
-      descriptor: connection.descriptor,
+      descriptor: taken?.socket.number ?? connection.descriptor,
       cookie: connection.cookie,
-      state: this.#stateFor(connection, left),
+      state,
       unread: new Uint8Array(0),
-      leave: () => this.#letGo(connection),
+      leave: () => this.#letGo(connection, taken),
       thaw: (_error, isRefused) => {
+        taken?.give(taken.socket.number);
         if (isRefused) this.#refused.add(connection);
         this.#release(connection, 0);
         this.#call(connection.options.stayed, connection);
@@ -346,16 +359,20 @@ export class WebSocketSource implements Source {
     }
   }
 
-  #letGo(connection: WebSocketConnection): void {
+  #letGo(connection: WebSocketConnection, taken: Taken | null): void {
     const { native, descriptor, registration } = connection;
+    const dead = this.#deadSocket().number;
     this.#holds.delete(connection);
     this.#looks.delete(connection);
     this.#table.delete(connection);
     // A message of which the client gets one half is worse than an end.
-    if (native.unsentCount > 0) this.#runtime.libc.shutdown(descriptor, SHUT_RDWR);
+    if (!taken && native.unsentCount > 0) this.#runtime.libc.shutdown(descriptor, SHUT_RDWR);
     native.mute();
-    unwatch(this.#runtime, descriptor);
-    duplicateOver(this.#runtime, this.#deadSocket().number, descriptor);
+    if (taken) taken.give(dead);
+    else {
+      unwatch(this.#runtime, descriptor);
+      duplicateOver(this.#runtime, dead, descriptor);
+    }
     if (native.close) native.close();
     else if (registration) register(this.#runtime, [registration]);
     this.#call(connection.options.left, connection);

@@ -17,7 +17,7 @@ import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { duplicate, identify, openPair, type SocketIdentity } from "../sockets/socket.ts";
 import { Forwarder, ForwardedReceiver, ForwardLink } from "../steering/forwarding.ts";
-import type { Tag } from "../steering/programs.ts";
+import { byTag, type Tag } from "../steering/programs.ts";
 import { SteeredGroup, type TravellingMember } from "./steered.ts";
 
 /** How an application tells flows apart, and serves those that are forwarded to it. */
@@ -82,12 +82,16 @@ export type OfferedSocket = Pick<Endpoint, "kind" | "name" | "isSupervised" | "d
 /** How many older processes there are at most; the flows of one that is older still are the newest's. */
 const olderCount = 15;
 
+const turnCount = 5;
+
 /** All flows of a process. */
 export class ProcessFlows {
   readonly #runtime: Runtime;
   readonly #generation: number;
   readonly #failed: (error: unknown) => void;
   readonly #endpoints = new Map<string, EndpointFlows>();
+  /** Whether this process has a socket for datagrams. */
+  #isUsed = false;
 
   /** @param failed Hears of a link that broke. */
   constructor(runtime: Runtime, generation: number, failed: (error: unknown) => void) {
@@ -102,6 +106,7 @@ export class ProcessFlows {
    * @param options Null for an endpoint without any: everything is its own.
    */
   open(name: string, options: FlowOptions | null): Flows {
+    this.#isUsed = true;
     if (!options) return { take: () => false, end: () => {} };
     const flows = new EndpointFlows(this.#runtime, name, this.#generation, options, this.#failed);
     this.#endpoints.set(name, flows);
@@ -156,15 +161,24 @@ export class ProcessFlows {
     for (const flows of this.#endpoints.values()) flows.unlink();
   }
 
-  /** Waits until the application has ended all flows, or the newest process has gone; ends them when the time is up. */
+  /**
+   * Waits until the application has ended all flows, or the newest process has
+   * gone; ends them when the time is up. What a runtime has read by then comes
+   * to the application before this resolves.
+   */
   async ended(limitMs: number): Promise<void> {
+    if (!this.#isUsed) return;
     const all = [...this.#endpoints.values()];
-    if (all.every(({ isReceiving }) => !isReceiving)) return;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const isOver = new Promise<void>((resolve) => timer = setTimeout(resolve, Math.max(limitMs, 0)));
-    await Promise.race([Promise.all(all.map((flows) => flows.ended)), isOver]);
-    clearTimeout(timer);
+    if (all.some(({ isReceiving }) => isReceiving)) {
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const isOver = new Promise<void>((resolve) => timer = setTimeout(resolve, Math.max(limitMs, 0)));
+      await Promise.race([Promise.all(all.map((flows) => flows.ended)), isOver]);
+      clearTimeout(timer);
+    }
+    for (const flows of all) flows.pause();
+    await someTurns();
     for (const flows of all) flows.end();
+    await someTurns();
   }
 
   /** Ends everything. */
@@ -285,9 +299,13 @@ class EndpointFlows implements Flows {
     this.#older.clear();
   }
 
-  end(): void {
-    // What the kernel still brings is the newest's to read, once it knows.
+  /** What the kernel still brings is the newest's to read, once it knows. */
+  pause(): void {
     if (this.steered && this.#receiver) this.#endpoint?.pause();
+  }
+
+  end(): void {
+    this.pause();
     this.#receiver?.end();
   }
 
@@ -299,11 +317,21 @@ class EndpointFlows implements Flows {
   }
 }
 
+/** Deno gives a program what it has read a turn later, and a program may answer a turn after that. */
+async function someTurns(): Promise<void> {
+  for (let turn = 0; turn < turnCount; turn++) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
 /** The option of `bind` is checked before anything is opened. */
 export function checkedFlows(options: FlowOptions | undefined): FlowOptions | null {
   if (options === undefined) return null;
   const { route, tag, datagram } = options as Partial<ForwardedFlows & SteeredFlows>;
-  if (typeof datagram === "function" && (typeof route === "function") !== (typeof tag === "object")) return options;
+  const isSteered = typeof tag === "object";
+  if (typeof datagram === "function" && (typeof route === "function") !== isSteered) {
+    // It throws for a tag that no datagram can have.
+    if (isSteered) byTag(tag, { slots: new Map(), otherwise: 0 });
+    return options;
+  }
   throw new TakeoverError(
     "ERR_TAKEOVER_STATE",
     "Cannot bind with these flows: expected the function datagram, and either the function route or a tag",

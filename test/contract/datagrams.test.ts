@@ -3,7 +3,7 @@ import dgram from "node:dgram";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
-import type { FlowOptions, Flows } from "../../src/handover/flows.ts";
+import type { FlowOptions, Flows, SteeredFlows } from "../../src/handover/flows.ts";
 import { ForeignSockets } from "../../src/handover/foreign_sockets.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
@@ -13,7 +13,7 @@ import { DatagramEndpoint } from "../../src/natives/datagram_endpoint.ts";
 import type { Open } from "../../src/natives/graft.ts";
 import type { DatagramAddress } from "../../src/sockets/address.ts";
 import { bindDatagram, isPathBound } from "../../src/sockets/datagram.ts";
-import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { unreadSize } from "../../src/sockets/queues.ts";
 import { cookieOf, duplicate, identify, integerOption, localAddress, peerAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
@@ -345,19 +345,21 @@ const peer: InetAddress = { family: "inet", hostname: "192.0.2.1", port: 7 };
 
 /** A first process whose flows a successor forwards, and what was forwarded to it. */
 async function flowing(
-  use: (scene: { path: string; takeover: Takeover; flows: Flows; forwarded: number[] }) => Promise<void>,
+  use: (scene: { path: string; takeover: Takeover; flows: Flows; forwarded: number[]; texts: string[] }) => Promise<void>,
+  way: Partial<SteeredFlows> = {},
 ): Promise<void> {
   using folder = new TemporaryFolder();
   const path = folder.file("control.sock");
   const takeover = await Takeover.begin(runtime, path, { notify: false, limits: { drainMs: 20_000 } });
   const forwarded: number[] = [];
   let flows: Flows | null = null;
-  const options: FlowOptions = { route: (bytes) => bytes[0]!, datagram: (bytes) => forwarded.push(bytes[0]!) };
+  const datagram = (bytes: Uint8Array) => void forwarded.push(bytes[0]!);
+  const options: FlowOptions = way.tag ? { tag: way.tag, datagram } : { route: (bytes) => bytes[0]!, datagram };
   const open = (at: dgram.BindOptions, given: Flows) => (flows = given, nodeDatagram.open(at));
   const socket = await takeover.bind("game", anyPort, open, { flows: options });
   await takeover.ready();
   try {
-    await use({ path, takeover, flows: flows!, forwarded });
+    await use({ path, takeover, flows: flows!, forwarded, texts: nodeDatagram.read(socket) });
   } finally {
     await takeover.close();
     const closed = once(socket, "close");
@@ -443,6 +445,45 @@ test("Takeover closes the ends of flows that a successor does not take", () =>
     await succession.settle();
     await takeover.released;
     await takeover.drained();
+  }));
+
+/** A datagram whose first byte is a tag, as text. */
+const tagged = (tag: number) => String.fromCharCode(tag);
+const tag = { offset: 0, size: 1 } as const;
+
+test("Takeover steers a tag to its own socket and the rest to its successor's, and serves that too when it is lost", () =>
+  flowing(async ({ path, takeover, forwarded, texts }) => {
+    const address = takeover.addr("game");
+    using peer = rawDatagram().socket;
+    const succession = await succeed(path);
+    const { members, older } = succession.takeFlows("game");
+    using socket = claim(succession);
+    assert.deepEqual([members, older].map((each) => each.map(({ generation }) => generation)), [[1, 0], [1]]);
+    assert.equal(cookieOf(runtime, members[1]!.channel.number), cookieOf(runtime, socket.number));
+    rawSend(peer, tagged(2), address);
+    await until(() => texts.length === 1, "what is the incumbent's before ready");
+    await succession.ready(["game"]);
+    for (const each of [1, 2, 0, 1]) rawSend(peer, tagged(each), address);
+    await until(() => texts.length === 3, "what has the incumbent's tag");
+    assert.deepEqual(texts, [2, 1, 1].map(tagged));
+    assert.equal(runtime.libc.read(socket.number, new Uint8Array(8), 8), 1, "and the rest is the successor's");
+    succession.abort(new Error("lost"));
+    await until(() => forwarded.length === 1, "what the successor has not read");
+    assert.deepEqual(forwarded, [0]);
+    rawSend(peer, tagged(3), address);
+    await until(() => texts.length === 4, "what comes after it");
+    // The same socket is the next successor's.
+    const second = await succeed(path);
+    using again = claim(second);
+    assert.equal(cookieOf(runtime, again.number), cookieOf(runtime, socket.number));
+    disposeAll([...members, ...older].map(({ channel }) => channel));
+    second.abort(new Error("enough"));
+  }, { tag }));
+
+test("Takeover.bind refuses a tag that no datagram can have", () =>
+  scene(async ({ takeover }) => {
+    const flows = { tag: { offset: 70_000, size: 1 }, datagram: () => {} } as const;
+    await assert.rejects(takeover.bind("other", anyPort, nodeDatagram.open, { flows }), takeoverError("ERR_TAKEOVER_RANGE"));
   }));
 
 test("Takeover.bind refuses flows without the functions for them", () =>

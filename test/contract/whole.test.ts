@@ -26,7 +26,7 @@ async function answer(request: Request): Promise<Response> {
 }
 
 function plain(drain: Drain): (request: Request, beside: unknown) => unknown {
-  const whole = drain.whole(answer);
+  const whole = drain.whole((request: Request, _beside: unknown) => answer(request));
   return drain.fetch((request: Request, beside: unknown) =>
     request.method === "GET" ? new Response("hello") : whole(request, beside)
   );
@@ -69,8 +69,8 @@ const nodeKind: HttpKind = {
 };
 
 /** A server in whose connections only what is proven is frozen. */
-async function on(kind: HttpKind, use: (server: Serving) => Promise<void>): Promise<void> {
-  const server = await serving(kind, { quietMs: 1_000_000 });
+async function on(kind: HttpKind, use: (server: Serving) => Promise<void>, quietMs = 1_000_000): Promise<void> {
+  const server = await serving(kind, { quietMs });
   count = 0;
   try {
     await use(server);
@@ -105,7 +105,6 @@ function tests(name: string, kind: HttpKind): void {
     on(kind, async (server) => {
       const cuts = Array.from({ length: 11 }, (_, index) => head.length + index);
       const clients = cuts.map(() => server.connect());
-      // In three pieces: the last comes alone.
       for (const [index, cut] of cuts.entries()) rawWrite(clients[index]!, text.slice(0, Math.min(cut, 30)));
       await sleep(tickMs);
       for (const [index, cut] of cuts.entries()) if (cut > 30) rawWrite(clients[index]!, text.slice(30, cut));
@@ -240,7 +239,7 @@ function tests(name: string, kind: HttpKind): void {
         connection.thaw(new Error("it was lost"));
       }
       assert.equal(count, 2);
-    }));
+    }, 50));
 
   test(`${name}: what is too large, in chunks, the last or waits for leave goes to its handler as it comes`, () =>
     on(kind, async (server) => {
@@ -282,6 +281,7 @@ function tests(name: string, kind: HttpKind): void {
       rawWrite(client, text);
       await answered(client, "whole hello world");
       server.start();
+      await found(server, 1);
       rawWrite(client, text);
       await answered(client, "whole hello world");
       const connection = await frozen(server);

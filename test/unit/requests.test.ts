@@ -36,7 +36,11 @@ function request(
 /** Counts what is begun and ended. */
 function watched(requests: Requests): { began: OpenRequest[]; ended: OpenRequest[] } {
   const seen = { began: [] as OpenRequest[], ended: [] as OpenRequest[] };
-  requests.watch({ began: (open) => void seen.began.push(open), ended: (open) => void seen.ended.push(open) });
+  requests.watch({
+    began: (open) => void seen.began.push(open),
+    ended: (open) => void seen.ended.push(open),
+    collected() {},
+  });
   return seen;
 }
 
@@ -148,7 +152,7 @@ test("Requests.watch asks whose those are that had begun before", () => {
 test("Requests.watch tells nothing after it was ended", () => {
   const requests = new Requests();
   const began: OpenRequest[] = [];
-  requests.watch({ began: (open) => void began.push(open), ended() {} })();
+  requests.watch({ began: (open) => void began.push(open), ended() {}, collected() {} })();
   requests.listener(null, incoming(), {});
   assert.deepEqual(began, []);
 });
