@@ -590,7 +590,8 @@ export class HttpConnections {
     const { request, boundarySize } = connection;
     const readSize = info.receivedSize - unreadSize(this.#runtime, connection.descriptor);
     const isMeasured = readSize - boundarySize === open.size;
-    connection.lastRequest = {
+    // What was collected is known to be whole already.
+    if (!connection.lastRequest!.isWhole) connection.lastRequest = {
       readSize: isMeasured ? readSize : request.readSize,
       isWhole: this.#options.requests.markOf(open.peer!) === null && (isMeasured || open.isBodiless),
       isPipelined: connection.lastRequest!.isPipelined,
@@ -607,7 +608,7 @@ export class HttpConnections {
     if (!info) return;
     const readSize = info.receivedSize - unreadSize(this.#runtime, connection.descriptor);
     if (!isExact(connection, readSize, messageSize)) return;
-    connection.boundarySize = readSize - messageSize;
+    connection.boundarySize = readSize;
     connection.lastRequest = { readSize, isWhole: true, isPipelined: false };
   }
 
