@@ -26,8 +26,6 @@ export class Body {
   readonly response: object | null;
   /** Its connection's other end, once somebody watches; null when it is not known. */
   peer: string | null = null;
-  /** Whether it could not be proven that this is all there is, although there was time. */
-  isUnproven = false;
   /** Whether it has gone to a successor. */
   hasLeft = false;
   readonly #pieces: Uint8Array[] = [];

@@ -14,6 +14,7 @@ import type { Body } from "./bodies.ts";
 import { boundary, type Facts, type LastRequest, type Verdict } from "./boundary.ts";
 import { Limbo } from "./limbo.ts";
 import { type OpenRequest, peerKey, type Requests, type RequestWatcher } from "./requests.ts";
+import type { Arrival, Sink } from "./movable.ts";
 import { isSeat } from "./seats.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { HttpSocket, Runtime } from "../runtime.ts";
@@ -71,6 +72,9 @@ const parkedBeats = 25;
 const bodyBeats = 25;
 const bodyTries = 4;
 
+/** Of how many connections that came from another process it is kept in mind where they were; of the last ones. */
+const arrivedLimit = 16_384;
+
 /** How many may be parked: what goes into a batch or two. */
 const parkedLimit = 512;
 
@@ -100,6 +104,8 @@ interface Traffic {
   turnCount: number;
   /** What one of them said against moving. */
   obstacle: string | null;
+  /** The one that began last. */
+  last: OpenRequest | null;
 }
 
 /** A request, and how its connection was when its handler was called. */
@@ -132,6 +138,8 @@ export class HttpConnection {
   requestCount = 0;
   /** What the server had read when the last request was answered, or when it was first seen. */
   boundarySize: number = NaN;
+  /** The same when it came from another process. */
+  arrivedSize: number = NaN;
   /** The beat of its parking; -1 when it is in the event loop. */
   parkedAt = -1;
   isFrozen = false;
@@ -168,6 +176,8 @@ export class HttpConnections {
   readonly #byPeer = new Map<string, HttpConnection[]>();
   readonly #traffic = new Map<string, Traffic>();
   readonly #askers = new Map<string, () => void>();
+  /** What the servers of all processes had read of connections that came, by their cookies. */
+  readonly #arrived = new Map<string, number>();
   #candidates = new Map<string, Set<HttpConnection>>();
   #endpoints: readonly HttpEndpoint[] = [];
   /** The walk that is under way. */
@@ -207,7 +217,7 @@ export class HttpConnections {
       collected: (body) => this.#collected(body),
     };
     this.#unwatch = this.#options.requests.watch(watcher);
-    for (const { peer, obstacle } of this.#options.requests.open) this.#count(peer, 1, obstacle);
+    for (const request of this.#options.requests.open) this.#count(request, 1);
     this.#listen();
   }
 
@@ -228,6 +238,25 @@ export class HttpConnections {
     this.#limbo[Symbol.dispose]();
   }
 
+  /** Keeps in mind where connections are that come; only where bodies are collected this is needed. */
+  noting(sink: Sink): Sink {
+    const prepare = async (arrivals: readonly Arrival[]) => {
+      const places = await sink.prepare(arrivals);
+      return places.map((place, index) => {
+        if (place instanceof Error || !this.#options.requests.isCollecting) return place;
+        return { commit: () => (this.#note(arrivals[index]!), place.commit()), cancel: () => place.cancel() };
+      });
+    };
+    return { prepare };
+  }
+
+  #note({ descriptor: { number }, cookie, unread }: Arrival): void {
+    const info = tcpInfoOf(this.#runtime, number);
+    if (!info) return;
+    this.#arrived.set(cookie, info.receivedSize - unreadSize(this.#runtime, number) - unread.length);
+    if (this.#arrived.size > arrivedLimit) this.#arrived.delete(this.#arrived.keys().next().value!);
+  }
+
   /** Those of an endpoint that were at a boundary a moment ago, at most that many. */
   atBoundary(endpoint: string, limit: number, isLast: boolean): HttpConnection[] {
     const until = Date.now() + sliceMs;
@@ -242,6 +271,11 @@ export class HttpConnections {
   /** Those of an endpoint, as of the last look. */
   *of(endpoint: string): Iterable<HttpConnection> {
     for (const connection of this.#found.values()) if (connection.endpoint === endpoint) yield connection;
+  }
+
+  /** Whether the answer to its request has begun, and goes on. */
+  isStreaming({ peer, verdict }: HttpConnection): boolean {
+    return verdict.reason === "request" && this.#traffic.get(peer!)?.last?.isStreaming === true;
   }
 
   /**
@@ -414,6 +448,7 @@ export class HttpConnections {
 
   #add(connection: HttpConnection): HttpConnection {
     connection.walkNumber = this.#walkNumber;
+    connection.arrivedSize = this.#arrived.get(connection.cookie) ?? NaN;
     if (connection.peer === null) connection.stays = "unix";
     else this.#byPeer.set(connection.peer, [...this.#byPeer.get(connection.peer) ?? [], connection]);
     this.#found.set(connection.descriptor, connection);
@@ -555,17 +590,18 @@ export class HttpConnections {
     }
   }
 
-  #count(peer: string | null, by: 1 | -1, obstacle: string | null): void {
+  #count(request: OpenRequest, by: 1 | -1): void {
+    const { peer } = request;
     if (peer === null) return;
-    const traffic = this.#traffic.get(peer) ?? { inFlightCount: 0, turnCount: 0, obstacle: null };
+    const traffic = this.#traffic.get(peer) ?? { inFlightCount: 0, turnCount: 0, obstacle: null, last: null };
     traffic.inFlightCount += by;
     traffic.turnCount++;
-    traffic.obstacle ??= obstacle;
+    if (by > 0) [traffic.obstacle, traffic.last] = [traffic.obstacle ?? request.obstacle, request];
     this.#traffic.set(peer, traffic);
   }
 
   #began(open: OpenRequest): void {
-    this.#count(open.peer, 1, open.obstacle);
+    this.#count(open, 1);
     const connection = this.#only(open.peer);
     const info = connection && tcpInfoOf(this.#runtime, connection.descriptor);
     if (!info) return;
@@ -582,7 +618,7 @@ export class HttpConnections {
   }
 
   #ended(open: OpenRequest): void {
-    this.#count(open.peer, -1, null);
+    this.#count(open, -1);
     const connection = this.#only(open.peer);
     if (!connection || connection.request?.open !== open) return;
     const info = tcpInfoOf(this.#runtime, connection.descriptor);
@@ -591,11 +627,13 @@ export class HttpConnections {
     const readSize = info.receivedSize - unreadSize(this.#runtime, connection.descriptor);
     const isMeasured = readSize - boundarySize === open.size;
     // What was collected is known to be whole already.
-    if (!connection.lastRequest!.isWhole) connection.lastRequest = {
-      readSize: isMeasured ? readSize : request.readSize,
-      isWhole: this.#options.requests.markOf(open.peer!) === null && (isMeasured || open.isBodiless),
-      isPipelined: connection.lastRequest!.isPipelined,
-    };
+    if (!connection.lastRequest!.isWhole) {
+      connection.lastRequest = {
+        readSize: isMeasured ? readSize : request.readSize,
+        isWhole: this.#options.requests.markOf(open.peer!) === null && (isMeasured || open.isBodiless),
+        isPipelined: connection.lastRequest!.isPipelined,
+      };
+    }
     connection.boundarySize = readSize;
     if (this.#isSmall(connection, request, info)) this.#park(connection);
     this.#askers.get(connection.endpoint)?.();
@@ -693,10 +731,11 @@ export class HttpConnections {
 
 /**
  * Whether what the server has read since the last boundary is as much as that
- * message: since the connection began, or since the last one that was seen.
+ * message: since the connection began, came from another process, or since the
+ * last one that was seen.
  */
-function isExact({ boundarySize }: HttpConnection, readSize: number, messageSize: number): boolean {
-  return readSize === messageSize || readSize === boundarySize + messageSize;
+function isExact({ arrivedSize, boundarySize }: HttpConnection, readSize: number, messageSize: number): boolean {
+  return [0, arrivedSize, boundarySize].includes(readSize - messageSize);
 }
 
 /** The one at the very address, else the first that a connection can have come through. */

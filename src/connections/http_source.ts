@@ -42,7 +42,7 @@ export class HttpSource implements Source {
     let waiting = 0;
     const staying: Record<string, number> = {};
     for (const connection of this.#connections.of(this.#endpoint)) {
-      const reason = reasonOf(connection);
+      const reason = this.#reasonOf(connection);
       if (reason === null) waiting++;
       else staying[reason] = (staying[reason] ?? 0) + 1;
     }
@@ -51,6 +51,13 @@ export class HttpSource implements Source {
 
   stop(): void {
     this.#connections.stop(this.#endpoint);
+  }
+
+  #reasonOf(connection: HttpConnection): string | null {
+    const { stays, verdict } = connection;
+    if (stays !== null) return stays;
+    if (doubts.includes(verdict.reason)) return verdict.reason;
+    return this.#connections.isStreaming(connection) ? "streaming" : null;
   }
 
   #freeze(connection: HttpConnection, isLast: boolean): Frozen | null {
@@ -68,10 +75,4 @@ export class HttpSource implements Source {
       },
     };
   }
-}
-
-function reasonOf({ stays, verdict, request }: HttpConnection): string | null {
-  if (stays !== null) return stays;
-  if (doubts.includes(verdict.reason)) return verdict.reason;
-  return verdict.reason === "request" && request?.open.isStreaming ? "streaming" : null;
 }

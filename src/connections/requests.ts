@@ -169,6 +169,8 @@ export class Requests {
   readonly #entries = new WeakMap<object, Entry>();
   /** Those whose bodies were collected whole. */
   readonly #collected = new WeakSet<object>();
+  /** Whether some handlers wait for whole bodies. */
+  isCollecting: boolean = false;
   readonly #bunServers = new Set<BunServer>();
   readonly #nodeServers = new Set<ServerLike>();
   #sweepAt = leastCount;

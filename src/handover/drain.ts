@@ -129,6 +129,7 @@ export class Drain {
   /** Has a fetch handler wait for the whole body of its request. */
   whole<H extends FetchHandler>(handler: H): H {
     const drain = this;
+    drain.requests.isCollecting = true;
     const wrapper = function (this: unknown, request: object, info: unknown): unknown {
       const body = drain.requests.collect(request, drain.bodySize, null);
       if (!body) return handler.call(this, request, info);
@@ -145,6 +146,7 @@ export class Drain {
   /** The same for a Node request listener. */
   wholeListener<H extends RequestListener>(handler: H): H {
     const drain = this;
+    drain.requests.isCollecting = true;
     const wrapper = function (this: unknown, request: object, response: object): unknown {
       const body = drain.requests.collect(request, drain.bodySize, response);
       if (!body) return handler.call(this, request, response);

@@ -125,7 +125,7 @@ export class Moves {
       ],
       entrances: [
         { name, kind: "websocket", sink: webSockets },
-        { name, kind: "http", sink: acceptedSink(this.#runtime, accepted) },
+        { name, kind: "http", sink: this.#http.noting(acceptedSink(this.#runtime, accepted)) },
       ],
     });
   }

@@ -15,17 +15,23 @@ export function descriptorTable(): Table {
   return new Map(openDescriptors(runtime).map((number) => [number, linkOf(runtime, number)]));
 }
 
+/** How often in a row the table has to be the same. */
+const steadyCount = 3;
+
 /**
  * The table without what comes and goes: threads of the runtimes open files
- * for a moment, for instance to see how much memory there is.
+ * for a moment, for instance to see how much memory there is, and what a test
+ * before has closed may still be closing.
  */
 export async function steadyTable(): Promise<Table> {
-  for (let table = descriptorTable();;) {
+  let table = descriptorTable();
+  for (let same = 0; same < steadyCount;) {
     await new Promise((resolve) => setTimeout(resolve, 3));
     const next = descriptorTable();
-    if (sameTable(table, next)) return next;
+    same = sameTable(table, next) ? same + 1 : 0;
     table = next;
   }
+  return table;
 }
 
 /**

@@ -216,7 +216,7 @@ describe("A successor", { skip: skipReason, concurrency: 2 }, () => {
         onEvery(targets, async (target) => {
           await assertRefusal(target, "manifest:no-name", "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
           await assertRefusal(target, "manifest:empty-name", "ERR_TAKEOVER_LIMIT", /name of an endpoint/);
-          await assertRefusal(target, "manifest:other-kind", "ERR_TAKEOVER_PROTOCOL", /control, listener or datagram/);
+          await assertRefusal(target, "manifest:other-kind", "ERR_TAKEOVER_PROTOCOL", /control, listener, datagram/);
           await assertRefusal(target, "manifest:no-cookie", "ERR_TAKEOVER_PROTOCOL", /the field cookie/);
           await assertRefusal(
             target,

@@ -38,6 +38,21 @@ test("boundary: what the parser says is all there is to say", () => {
   assert.equal(verdict({ parser: "within", readSize: 0, writtenSize: 0 }), "busy: message");
 });
 
+test("boundary: a request that is being collected goes when all of it is at hand", () => {
+  const arriving = { inFlightCount: 1, isAtHand: true, unreadSize: 10, doubt: "unproven" };
+  assert.equal(verdict(arriving), "boundary: at hand");
+  assert.equal(verdict({ ...arriving, isAtHand: false }, true), "busy: body");
+  assert.equal(verdict({ ...arriving, inFlightCount: 2 }, true), "busy: request");
+  assert.equal(verdict({ ...arriving, hasRoom: false }, true), "busy: unsent");
+  assert.equal(verdict({ ...arriving, isEstablished: false }, true), "busy: ended");
+});
+
+test("boundary: a request that is being collected rests first where no parser tells that nothing is on its way", () => {
+  const arriving = { inFlightCount: 1, isAtHand: true, isSettled: false };
+  assert.equal(verdict(arriving, true), "busy: unsettled");
+  assert.equal(verdict({ ...arriving, parser: "within" }), "boundary: at hand");
+});
+
 test("boundary: a request in flight keeps it", () => {
   assert.equal(verdict({ inFlightCount: 1 }), "busy: request");
   assert.equal(verdict({ inFlightCount: 1, lastRequest: whole, sinceSentMs: 0 }, true), "busy: request");
