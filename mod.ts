@@ -42,9 +42,17 @@ export type { WebSocketOptions } from "./src/connections/websocket_connection.ts
 export type { Json } from "./src/connections/movable.ts";
 export type { Progress } from "./src/handover/departures.ts";
 export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
+export type { QueueCounts } from "./src/handover/queue_counts.ts";
 export type { OfferedState } from "./src/handover/messages.ts";
 export type { PassedDescriptor } from "./src/handover/foreign_sockets.ts";
-export type { EndpointAddress, TcpEndpoint, TcpOpening, UnixEndpoint, UnixOpening } from "./src/sockets/address.ts";
+export type {
+  EndpointAddress,
+  GroupEndpoint,
+  TcpEndpoint,
+  TcpOpening,
+  UnixEndpoint,
+  UnixOpening,
+} from "./src/sockets/address.ts";
 export type { FlowOptions, Flows, ForwardedFlows, SteeredFlows } from "./src/handover/flows.ts";
 export type { DatagramAddress, UdpEndpoint, UnixDatagramEndpoint } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";

@@ -9,10 +9,13 @@
  * ```
  *
  * Start it again, on the same runtime or another, and the second takes over.
- * Environment and events are those of examples/service.ts.
+ * Environment and events are those of examples/service.ts; with `LISTENERS=N`
+ * so many listeners share the address (SO_REUSEPORT).
  */
 
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { env } from "node:process";
+import type { TcpOpening } from "../mod.ts";
 import { address, Bun, counted, Deno, run, sleep, type Who } from "./service.ts";
 
 /** Far beyond any client's patience: only the drain ends a kept connection. */
@@ -23,11 +26,13 @@ await run("http", (takeover, who) => {
   const listener = takeover.requestListener((request: IncomingMessage, response: ServerResponse) => {
     void answerNode(request, response, who);
   });
-  return takeover.listen("web", address, (at) => {
+  const open = (at: TcpOpening) => {
     if (Deno) return Deno.serve({ ...at, onListen() {} }, fetch);
     if (Bun) return Bun.serve({ ...at, fetch, idleTimeout: 250 });
     return createServer({ keepAliveTimeout: keepAliveMs }, listener).listen(at);
-  });
+  };
+  if (!env.LISTENERS) return takeover.listen("web", address, open);
+  return takeover.listenGroup("web", { ...address, count: Number(env.LISTENERS) }, open);
 });
 
 /** `GET /`, `GET /slow?ms=N`, `POST /echo`. */

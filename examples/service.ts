@@ -88,7 +88,10 @@ async function live(
   takeover.on("resumed", ({ code }) => say("resumed", { code }));
   takeover.on("released", ({ role, leaseMs, connections }) => say("settled", { role, leaseMs, ...connections }));
   takeover.on("settled", ({ role, leaseMs, connections }) => say("settled", { role, leaseMs, ...connections }));
-  takeover.on("drained", ({ remaining, ms, connections }) => say("drained", { remaining, ms, ...connections }));
+  takeover.on("drained", ({ remaining, ms, connections, queues }) => {
+    say("drained", { remaining, ms, ...connections, queues });
+  });
+  takeover.on("closed", (queues) => say("closed", queues));
   takeover.on("unserved", (error) => say("unserved", error));
   takeover.on("progress", (now) => progress.show(now));
 

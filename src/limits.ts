@@ -31,6 +31,8 @@ export interface Limits {
   readonly releaseMs: number;
   /** Until the callback of `listen` has a listening socket: ERR_TAKEOVER_ADOPT. */
   readonly openMs: number;
+  /** How long handshakes that are under way may take when a listener is closed for good; what is left then is reset. */
+  readonly queueMs: number;
   /** How long connections may take to end once they are to drain. */
   readonly drainMs: number;
   /** From ready until connections begin to move: until then a successor that dies takes none with it. */
@@ -69,6 +71,7 @@ export const defaultLimits: Limits = {
   silenceMs: 5_000,
   releaseMs: 10_000,
   openMs: 10_000,
+  queueMs: 4_000,
   drainMs: 30_000,
   trialMs: 0,
   keptMs: 5_000,
@@ -84,7 +87,7 @@ export const defaultLimits: Limits = {
 };
 
 /** The limits at which 0 means at once, or none. */
-const mayBeZero: readonly string[] = ["settleMs", "drainMs", "trialMs", "spareCount"];
+const mayBeZero: readonly string[] = ["settleMs", "queueMs", "drainMs", "trialMs", "spareCount"];
 
 /** What a timer can wait; a longer time would end at once. */
 const most = 2 ** 31 - 1;

@@ -8,6 +8,7 @@ import { messageOf, SystemError, TakeoverError, type TakeoverErrorCode } from ".
 import type { Peer } from "./messages.ts";
 import type { Progress } from "./departures.ts";
 import type { ConnectionCounts, DrainOutcome } from "./moves.ts";
+import type { QueueCounts } from "./queue_counts.ts";
 
 /** What became of one hand-over, as either side reports it. */
 export interface Outcome {
@@ -41,6 +42,8 @@ export interface TakeoverEvents {
   readonly released: Outcome;
   /** The connections of a released or closed process have ended, or its time was up. */
   readonly drained: DrainOutcome;
+  /** Listeners that nobody else had have been closed, and what became of those who were connecting. */
+  readonly closed: QueueCounts & { readonly names: readonly string[] };
   /** Connections move to the successor; told at most ten times a second, and at the end. */
   readonly progress: Progress;
   /** A connection that came could not be served, or the incumbent broke the protocol while they came. */

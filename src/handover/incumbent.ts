@@ -40,6 +40,8 @@ export interface IncumbentHost {
   flows(): readonly OfferedFlows[];
   /** A successor's hello was accepted. */
   greeted(): void;
+  /** Resolves when nothing is left of this process's own beginning: all that it has, it keeps. */
+  atRest(): Promise<unknown>;
   /** Ready: stop accepting on the control socket and what is claimed. */
   lease(to: Peer, claimed: readonly string[]): void;
   /** Connections may move to the successor; the second connection is taken. */
@@ -156,6 +158,7 @@ export class Incumbent {
     const flows = hello.datagrams ? this.#host.flows() : [];
     let second: Conversation | null = null;
     try {
+      await this.#host.atRest();
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);

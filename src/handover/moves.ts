@@ -20,6 +20,7 @@ import type { Conversation } from "./conversation.ts";
 import { Departures, type Exit, type Progress } from "./departures.ts";
 import type { Drain, Drained } from "./drain.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
+import type { QueueCounts } from "./queue_counts.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Limits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
@@ -38,6 +39,8 @@ export interface ConnectionCounts {
 export interface DrainOutcome extends Drained {
   /** How many have moved, and what of the rest. */
   readonly connections: ConnectionCounts;
+  /** What became of those who were connecting to listeners that this process has closed for good. */
+  readonly queues: QueueCounts;
 }
 
 /** An HTTP server's ways out and in. */

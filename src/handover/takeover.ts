@@ -14,6 +14,7 @@
 import {
   type DatagramAddress,
   type EndpointAddress,
+  type GroupEndpoint,
   resolveAddress,
   type TcpEndpoint,
   type TcpOpening,
@@ -27,7 +28,10 @@ import { ForeignSockets } from "./foreign_sockets.ts";
 import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
+import { closeForGood } from "./closing.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
+import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
+import { noQueues, type QueueCounts, sumOfQueues } from "./queue_counts.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
@@ -97,6 +101,14 @@ export class Takeover implements AsyncDisposable {
   readonly #natives = new Map<string, unknown>();
   /** Names of endpoints whose servers are being opened. */
   readonly #opening = new Set<string>();
+  /** Names of endpoints that no other process has had. */
+  readonly #bound = new Set<string>();
+  readonly #groups = new Map<string, ListenerGroup>();
+  /** What a successor serves, while there is one. */
+  #claimed: readonly string[] = [];
+  /** Resolves when listeners that this process had alone have been closed. */
+  #closing: Promise<unknown> = Promise.resolve();
+  #queues: QueueCounts = noQueues;
   readonly #paths: OwnPaths;
   readonly #foreign: ForeignSockets;
   readonly #sources: Sources;
@@ -175,6 +187,7 @@ export class Takeover implements AsyncDisposable {
       endpoints: () => this.#offered(),
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
+      atRest: () => Promise.all([...this.#groups.values()].map((group) => group.atRest)),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
@@ -239,6 +252,52 @@ export class Takeover implements AsyncDisposable {
   listen<T>(name: string, address: UnixEndpoint, open: (at: UnixOpening) => T): Promise<Awaited<T>>;
   async listen<T>(name: string, address: EndpointAddress, open: (at: never) => T): Promise<Awaited<T>> {
     return await this.#openOnce("listener", name, address, open);
+  }
+
+  /**
+   * Opens a group of listeners at one address (socket(7), SO_REUSEPORT), each
+   * in a server of its own, for instance in a worker: the kernel spreads
+   * connections over them. The members are endpoints themselves: `name`,
+   * `name.2`, `name.3`, …
+   *
+   * A successor may want another count. What waits at a listener that it does
+   * not want is accepted by its servers before that is closed; one that is new
+   * gets connections when the lease has ended.
+   *
+   * @param name Names the group across generations.
+   * @param address Where it is to be, and how many listeners it has: `count`.
+   * @param open Opens one server, as for {@linkcode listen}; it is given the
+   *   server's number besides, from 0 on.
+   * @returns What `open` returned, in that order.
+   * @throws {TakeoverError} As {@linkcode listen}; `ERR_TAKEOVER_STATE` also
+   *   when the incumbent's listener was bound without SO_REUSEPORT and more are
+   *   wanted, or when the order of the group cannot be told because others
+   *   join and leave it; `ERR_TAKEOVER_RANGE` for a count that is none.
+   *
+   * @example
+   * ```ts ignore
+   * await takeover.listenGroup("web", { port: 8080, count: 4 }, (at) => createServer(app).listen(at));
+   * ```
+   */
+  async listenGroup<T>(
+    name: string,
+    address: GroupEndpoint,
+    open: (at: TcpOpening, index: number) => T,
+  ): Promise<Awaited<T>[]> {
+    const { count, ...wanted } = address;
+    checkCount(name, count, this.#limits);
+    checkedName(name, this.#limits);
+    this.#checkListening(name);
+    if (this.#groups.has(name)) throw usedTwice(name);
+    const group = new ListenerGroup(this.#runtime);
+    this.#groups.set(name, group);
+    const opening = `${name}.*`;
+    this.#opening.add(opening);
+    try {
+      return await this.#openGroup(group, name, wanted, count, open);
+    } finally {
+      this.#opening.delete(opening);
+    }
   }
 
   /**
@@ -332,6 +391,7 @@ export class Takeover implements AsyncDisposable {
     this.#readyAt = Date.now();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
     this.#flows.serve();
+    for (const group of this.#groups.values()) group.serve();
     await this.#openControl();
     const second = this.#succession?.takeSecond();
     if (second) this.#moves.arrive(second);
@@ -485,12 +545,16 @@ export class Takeover implements AsyncDisposable {
    * more, nothing more is accepted, Unix paths are removed, connections drain.
    * During a hand-over the successor keeps what it has, paths included.
    *
+   * Listeners that nobody else has are closed when those have been served who
+   * wait at them, and whose handshakes are under way, at most `queueMs` later.
+   *
    * @param options `keepPaths` leaves the paths of Unix endpoints to whoever
    *   else has them, a HAProxy that took them for instance.
    */
-  close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
+  async close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
     if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
-    return this.#reporting.idle();
+    await this.#closing;
+    await this.#reporting.idle();
   }
 
   /** The same as {@linkcode close}, for `await using`. */
@@ -501,6 +565,7 @@ export class Takeover implements AsyncDisposable {
   #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
+    const last = keepPaths ? [] : this.#lastCopies(isAlone);
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
@@ -514,7 +579,64 @@ export class Takeover implements AsyncDisposable {
     if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
-    for (const endpoint of this.#endpoints.values()) endpoint.release();
+    for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
+    if (isAlone) this.#settleGroups();
+    else for (const group of this.#groups.values()) group[Symbol.dispose]();
+    this.#closeForGood(last);
+  }
+
+  /** Endpoints whose sockets no other process has, as far as this one knows. */
+  #lastCopies(isAlone: boolean): Endpoint[] {
+    const isOffered = this.#incumbent.busy && this.#stage !== "leased";
+    return [...this.#endpoints.values()].filter(({ name, kind, isSupervised }) => {
+      const isTaken = isOffered || this.#claimed.includes(name) || !(isAlone || this.#bound.has(name));
+      return kind === "listener" && !isSupervised && !isTaken;
+    });
+  }
+
+  /** Once whoever waits at them has been served. */
+  #closeForGood(endpoints: readonly Endpoint[]): void {
+    if (endpoints.length === 0) return;
+    this.#close(endpoints.map(({ name }) => name), closeForGood(this.#runtime, endpoints, this.#limits.queueMs));
+  }
+
+  #settleGroups(): void {
+    for (const group of this.#groups.values()) this.#close(group.surplusNames, group.settle(this.#limits.queueMs));
+  }
+
+  #close(names: readonly string[], closed: Promise<QueueCounts | null>): void {
+    const noted = closed.then((counts) => counts && this.#note(names, counts), (error) => {
+      this.#emitter.emit("unserved", reported(error));
+    });
+    this.#closing = Promise.all([this.#closing, noted]);
+  }
+
+  #note(names: readonly string[], counts: QueueCounts): void {
+    this.#queues = sumOfQueues([this.#queues, counts]);
+    this.#emitter.emit("closed", { names, ...counts });
+  }
+
+  async #openGroup<T>(
+    group: ListenerGroup,
+    name: string,
+    wanted: TcpEndpoint,
+    count: number,
+    open: (at: TcpOpening, index: number) => T,
+  ): Promise<Awaited<T>[]> {
+    const offered = this.#succession?.endpoints ?? new Map();
+    const inherited = inheritedMembers(name, offered, await resolveAddress(this.#runtime, wanted));
+    await group.prepare(inherited, count);
+    for (const surplus of group.surplusNames) offered.delete(surplus);
+    const natives: Awaited<T>[] = [];
+    let { port } = wanted;
+    for (const member of memberNames(name, inherited.map(([each]) => each), count)) {
+      const index = natives.length;
+      natives.push(await this.listen(member, { ...wanted, port, reusePort: true }, (at) => open(at, index)));
+      const endpoint = this.#endpoints.get(member)!;
+      group.opened(endpoint);
+      ({ port } = endpoint.identity.address as { port: number });
+    }
+    return natives;
   }
 
   async #openOnce<T>(
@@ -526,9 +648,7 @@ export class Takeover implements AsyncDisposable {
     checkedName(name, this.#limits);
     if (this.#store) checkedStoreName(name);
     this.#checkListening(name);
-    if (this.#endpoints.has(name) || this.#opening.has(name)) {
-      throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
-    }
+    if (this.#endpoints.has(name) || this.#opening.has(name)) throw usedTwice(name);
     this.#opening.add(name);
     try {
       return await this.#open(kind, name, address, open);
@@ -566,6 +686,7 @@ export class Takeover implements AsyncDisposable {
       this.#checkListening(endpoint.name);
     }
     this.#endpoints.set(endpoint.name, endpoint);
+    if (isNew) this.#bound.add(endpoint.name);
     // One that has come too late for the successor accepts if that is lost.
     if (this.#stage === "serving" || this.#stage === "starting" && isNew) endpoint.resume();
     this.#reporting.opened(endpoint);
@@ -584,7 +705,8 @@ export class Takeover implements AsyncDisposable {
   }
 
   #isClaimed(name: string): boolean {
-    return this.#succession !== null && !this.#succession.endpoints.has(name) && this.#endpoints.has(name);
+    if (this.#succession === null || this.#succession.endpoints.has(name)) return false;
+    return this.#endpoints.has(name) || [...this.#groups.values()].some((group) => group.surplusNames.includes(name));
   }
 
   async #openControl(): Promise<void> {
@@ -608,6 +730,7 @@ export class Takeover implements AsyncDisposable {
       await succession.leaseEnd;
       this.#isSettled = true;
       if (this.#stage === "closed") return this.#settle();
+      this.#settleGroups();
       this.#reporting.serving();
       this.#emitter.emit("settled", {
         role: "successor",
@@ -637,8 +760,15 @@ export class Takeover implements AsyncDisposable {
 
   #abandon(error: unknown): void {
     // It may have been another than the successor that is being greeted.
-    if (!this.#incumbent.busy) this.#reporting.keptOn();
+    if (!this.#incumbent.busy) {
+      this.#reporting.keptOn();
+      this.#takeBackGroups();
+    }
     this.#emitter.emit("abandoned", reported(error));
+  }
+
+  #takeBackGroups(): void {
+    for (const group of this.#groups.values()) group.takeBack();
   }
 
   #offered(): OfferedSocket[] {
@@ -654,6 +784,7 @@ export class Takeover implements AsyncDisposable {
     for (const name of claimed) if (!this.#flows.isSteered(name)) this.#endpoints.get(name)!.pause();
     this.#flows.leased(claimed);
     this.#stage = "leased";
+    this.#claimed = claimed;
     this.#successor = to;
     this.#readyAt = Date.now();
     this.#drain.active = true;
@@ -671,6 +802,8 @@ export class Takeover implements AsyncDisposable {
   #resume(to: Peer, error: unknown): void {
     void this.#moves.stop(error);
     this.#flows.resumed();
+    this.#takeBackGroups();
+    this.#claimed = [];
     this.#reporting.keptOn();
     this.#drain.active = false;
     this.#stage = "serving";
@@ -685,10 +818,13 @@ export class Takeover implements AsyncDisposable {
     const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
+    const last = unclaimed.filter(({ kind, isSupervised }) => kind === "listener" && !isSupervised);
     for (const endpoint of this.#endpoints.values()) {
       // Late answers come from the address that was asked; connections are sockets of their own.
-      if (endpoint.kind === "listener" || !claimed.includes(endpoint.name)) endpoint.release();
+      const isDone = endpoint.kind === "listener" || !claimed.includes(endpoint.name);
+      if (isDone && !last.includes(endpoint)) endpoint.release();
     }
+    this.#closeForGood(last);
     const outcome: Outcome = {
       role: "incumbent",
       from: this.#self(),
@@ -709,6 +845,7 @@ export class Takeover implements AsyncDisposable {
   async #waitForConnections(): Promise<DrainOutcome> {
     const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
     const { drainMs } = this.#limits;
+    await this.#closing;
     const lastChanceAt = Math.max(drainMs - lastChanceMs, drainMs / 2);
     this.#moves.hurry(lastChanceAt);
     // What has not moved by then will not: it is told when it is answered.
@@ -718,9 +855,22 @@ export class Takeover implements AsyncDisposable {
     await this.#moves.stop();
     await this.#flows.ended(drainMs - ended.ms);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
-    const drained = { ...ended, connections: this.#moves.departed };
+    const drained = { ...ended, connections: this.#moves.departed, queues: this.#queues };
     await this.#reporting.idle();
     this.#emitter.emit("drained", drained);
     return drained;
   }
+}
+
+/** As many as there may be endpoints. */
+function checkCount(name: string, count: number, { endpointCount }: Limits): void {
+  if (Number.isInteger(count) && count >= 1 && count <= endpointCount) return;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_RANGE",
+    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected a count from 1 to ${endpointCount}`,
+  );
+}
+
+function usedTwice(name: string): TakeoverError {
+  return new TakeoverError("ERR_TAKEOVER_STATE", `Cannot listen as ${JSON.stringify(name)} twice: choose another name`);
 }

@@ -44,12 +44,14 @@ export interface EndpointParts {
   readonly isSupervised: boolean;
 }
 
-/** A listener that a paused server is given for connections of its own process, which nobody else can accept. */
+/** A listener that a server has for a while in place of its own. */
 interface Loan {
   readonly address: SocketAddress;
   readonly cookie: string;
   /** What the server held before. */
   readonly held: OwnedDescriptor;
+  /** Whether it is for connections of this process alone, which nobody else can accept. */
+  readonly isPrivate: boolean;
   useCount: number;
 }
 
@@ -82,6 +84,11 @@ export class Endpoint {
   /** Whether the native server still holds the socket. */
   get alive(): boolean {
     return this.#cookie === this.identity.cookie && this.#isHeld && isListening(this.#runtime, this.descriptor);
+  }
+
+  /** Whether the native server accepts what comes. */
+  get isAccepting(): boolean {
+    return !this.#paused;
   }
 
   get #isHeld(): boolean {
@@ -139,7 +146,8 @@ export class Endpoint {
    */
   async whileAccepting<T>(use: (address: SocketAddress, isOver: () => boolean) => Promise<T>): Promise<T> {
     if (!this.#paused) return await use(this.identity.address, () => this.#paused);
-    const loan = this.#loan ??= this.#lend();
+    if (this.#loan?.isPrivate === false) this.#takeBack();
+    const loan = this.#loan ??= owning(this.#privateListener(), ({ number }) => this.#lend(number, true));
     loan.useCount++;
     try {
       return await use(loan.address, () => this.#loan !== loan);
@@ -148,7 +156,23 @@ export class Endpoint {
     }
   }
 
-  #lend(): Loan {
+  /**
+   * Has the server accept from another listener in place of its own, whose
+   * connections wait meanwhile.
+   *
+   * @param listener One of the same family; stays the caller's.
+   * @returns What ends it; null when the server has been closed, or has
+   *   another listener already.
+   */
+  substitute(listener: number): (() => void) | null {
+    if (this.#loan || !this.#isHeld || this.#registrations.length === 0) return null;
+    const loan = this.#loan = this.#lend(listener, false);
+    return () => {
+      if (this.#loan === loan) this.#takeBack();
+    };
+  }
+
+  #lend(listener: number, isPrivate: boolean): Loan {
     if (!this.#isHeld || this.#registrations.length === 0) {
       throw new TakeoverError(
         "ERR_TAKEOVER_ADOPT",
@@ -156,17 +180,17 @@ export class Endpoint {
       );
     }
     const held = new OwnedDescriptor(this.#runtime, duplicate(this.#runtime, this.descriptor));
+    unregister(this.#runtime, this.#registrations);
     try {
-      return owning(this.#privateListener(), ({ number }) => {
-        duplicateOver(this.#runtime, number, this.descriptor);
-        register(this.#runtime, this.#registrations);
-        const address = localAddress(this.#runtime, number)!;
-        return { address, cookie: cookieOf(this.#runtime, number), held, useCount: 0 };
-      });
+      duplicateOver(this.#runtime, listener, this.descriptor);
     } catch (error) {
+      if (!this.#paused) register(this.#runtime, this.#registrations);
       held[Symbol.dispose]();
       throw error;
     }
+    register(this.#runtime, this.#registrations);
+    const address = localAddress(this.#runtime, listener)!;
+    return { address, cookie: cookieOf(this.#runtime, listener), held, isPrivate, useCount: 0 };
   }
 
   /** Of the same family: a runtime takes what a listener accepts for one of its own. */
@@ -182,6 +206,7 @@ export class Endpoint {
     if (this.#isHeld) {
       unregister(this.#runtime, this.#registrations);
       duplicateOver(this.#runtime, loan.held.number, this.descriptor);
+      if (!this.#paused) register(this.#runtime, this.#registrations);
     }
     this.#loan = null;
     loan.held[Symbol.dispose]();

@@ -19,6 +19,8 @@ export interface TcpEndpoint {
   readonly ipv6Only?: boolean;
   /** The length of the accept queue (listen(2)); 4096, cut by net.core.somaxconn. */
   readonly backlog?: number;
+  /** Lets other sockets of this user listen there, too; the kernel spreads over them (socket(7), SO_REUSEPORT). */
+  readonly reusePort?: boolean;
 }
 
 /** A Unix path to listen on. */
@@ -29,6 +31,12 @@ export interface UnixEndpoint {
   readonly mode?: number;
   /** The length of the accept queue (listen(2)); 4096, cut by net.core.somaxconn. */
   readonly backlog?: number;
+}
+
+/** A TCP address at which several listen. */
+export interface GroupEndpoint extends Omit<TcpEndpoint, "reusePort"> {
+  /** How many listeners, from 1 on. */
+  readonly count: number;
 }
 
 /** Where an endpoint is to be. */

@@ -9,15 +9,14 @@ import { checked, isSystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { DatagramAddress } from "./address.ts";
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
-import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption } from "./socket.ts";
+import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption, setShared } from "./socket.ts";
 
 /** Linux's options (socket(7)); the last is SO_RCVBUF without its limit, for CAP_NET_ADMIN. */
-const SO_REUSEPORT = 15;
 const SO_RCVBUF = 8;
 const SO_RCVBUFFORCE = 33;
 
 /** The same of macOS (sys/socket.h). */
-const darwin = { reusePort: 0x0200, receiveBuffer: 0x1002 } as const;
+const darwin = { receiveBuffer: 0x1002 } as const;
 
 /**
  * Binds a datagram socket. Without `reusePort` nobody else can bind its
@@ -29,7 +28,7 @@ const darwin = { reusePort: 0x0200, receiveBuffer: 0x1002 } as const;
  */
 export function bindDatagram(runtime: Runtime, address: SocketAddress, options: DatagramAddress): OwnedDescriptor {
   const { abi, libc } = runtime;
-  const { SOL_SOCKET, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
+  const { IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, "dgram")), (socket) => {
     const mode = "mode" in options ? options.mode : undefined;
     // As with a listener: the path never has more permissions than were asked for.
@@ -38,9 +37,7 @@ export function bindDatagram(runtime: Runtime, address: SocketAddress, options: 
       const only = "ipv6Only" in options && options.ipv6Only === true;
       setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
     }
-    if ("reusePort" in options && options.reusePort) {
-      setIntegerOption(runtime, socket.number, SOL_SOCKET, abi.platform === "linux" ? SO_REUSEPORT : darwin.reusePort, 1);
-    }
+    if ("reusePort" in options && options.reusePort) setShared(runtime, socket.number);
     if (options.receiveBufferSize !== undefined) setReceiveBuffer(runtime, socket.number, options.receiveBufferSize);
     bindSocket(runtime, socket.number, address);
     if (address.family === "unix" && mode !== undefined) {

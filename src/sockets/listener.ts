@@ -12,7 +12,7 @@ import { checked, isSystemError } from "../errors.ts";
 import { errnoOf } from "../c/errno.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { bindSocket, connectSocket, openSocket, setIntegerOption } from "./socket.ts";
+import { bindSocket, connectSocket, openSocket, setIntegerOption, setShared } from "./socket.ts";
 
 /** Linux's flags of statx(2). */
 const AT_FDCWD = -100;
@@ -58,6 +58,7 @@ export function bindListener(
       const only = "ipv6Only" in options && options.ipv6Only === true;
       setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, only ? 1 : 0);
     }
+    if ("reusePort" in options && options.reusePort) setShared(runtime, socket.number);
     bindSocket(runtime, socket.number, address);
     if (address.family === "unix" && mode !== undefined) {
       checked(abi, "chmod", libc.chmod(cString(address.path), mode), address.path);

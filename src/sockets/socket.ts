@@ -116,6 +116,15 @@ export function integerOption({ abi, libc }: Runtime, descriptor: number, option
   return result < 0 ? result : valueView.getInt32(0, true);
 }
 
+/** SO_REUSEPORT by platform (socket(7); sys/socket.h): before bind(2) it lets others share the address. */
+export const shareOption = { linux: 15, darwin: 0x0200 } as const;
+
+/** Lets other sockets of this user share the address that this one will have. */
+export function setShared(runtime: Runtime, descriptor: number): void {
+  const { constants, platform } = runtime.abi;
+  setIntegerOption(runtime, descriptor, constants.SOL_SOCKET, shareOption[platform], 1);
+}
+
 /** Sets an integer option (setsockopt(2)). */
 export function setIntegerOption(
   { abi, libc }: Runtime,

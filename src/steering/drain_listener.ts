@@ -1,32 +1,25 @@
 /**
- * Closing a TCP listener for good without resetting anybody (tcp(7)).
+ * Closing a TCP listener for good without resetting anybody (tcp(7)), where no
+ * server accepts from it: each connection is given to a callback.
  *
  * close(2) resets whatever waits in the accept queue, and every handshake whose
  * last packet is still on its way: a client that believes itself connected. So
  * new connections are kept away first, then everything that waits is accepted,
  * and what is half open is waited for.
  *
- * ```text
- * SYN ──> half open (SYN_RECV) ── the client's ACK ──> accept queue ── accept4 ──> the callback
- *     ↑ kept away         ↑ only those that were there then are waited for
- * ```
- *
- * A handshake takes a round trip; a packet of it that is lost comes again after
- * 1, 3, 7, … seconds (net.ipv4.tcp_synack_retries: 5, and up to 63 s in all).
- *
  * @module
  */
 
 import { errnoName } from "../c/errno.ts";
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
-import { deadlineOf, pause, type WaitOptions } from "../channels/readiness.ts";
+import type { WaitOptions } from "../channels/readiness.ts";
 import { Pace } from "../channels/turns.ts";
 import { SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { identify, setNonBlocking } from "../sockets/socket.ts";
-import { type LeastHops, leastHopsOf, mostHops, setLeastHops } from "./least_hops.ts";
-import { halfOpenPairs } from "./socket_diag.ts";
+import { emptyListener } from "./empty_listener.ts";
+import { KeptAway } from "./least_hops.ts";
 
 /** How a listener is drained. */
 export interface DrainListenerOptions extends WaitOptions {
@@ -60,15 +53,6 @@ export interface DrainedListener {
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
 
-const defaultTimeoutMs = 4_000;
-
-/** Packets that are on their way through the kernel still see the program before. */
-const settlingMs = 5;
-
-/** How often one looks: at first, and at most. */
-const firstLookMs = 5;
-const longestLookMs = 100;
-
 /** What accept(2) says of one connection that has gone again, and when there is no room for one (accept(2)). */
 const passing = ["EINTR", "ECONNABORTED", "EPROTO", "ENOPROTOOPT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH"];
 const roomless = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
@@ -100,44 +84,23 @@ export async function drainListener(
   options: DrainListenerOptions,
 ): Promise<DrainedListener> {
   const address = checkedAddress(runtime, listener.number);
+  const { keepAway, accepted, signal, timeoutMs } = options;
   setNonBlocking(runtime, listener.number);
-  const before = leastHopsOf(runtime, listener.number, address.family);
-  if (options.keepAway) options.keepAway();
-  else setLeastHops(runtime, listener.number, address.family, { inet: mostHops, inet6: mostHops });
-  try {
-    const drained = await emptied(runtime, listener.number, address, options, before);
-    listener[Symbol.dispose]();
-    return drained;
-  } catch (error) {
-    if (!options.keepAway) setLeastHops(runtime, listener.number, address.family, before);
-    throw error;
-  }
-}
-
-async function emptied(
-  runtime: Runtime,
-  listener: number,
-  address: InetAddress,
-  { keepAway, accepted, signal, timeoutMs = defaultTimeoutMs }: DrainListenerOptions,
-  hops: LeastHops,
-): Promise<DrainedListener> {
-  const until = deadlineOf({ timeoutMs });
-  const queue = new Queue(runtime, listener, (connection) => {
-    if (!keepAway) setLeastHops(runtime, connection.number, address.family, hops);
+  const kept = keepAway ? null : new KeptAway(runtime, listener.number, address);
+  keepAway?.();
+  const queue = new Queue(runtime, listener.number, (connection) => {
+    kept?.letIn(connection.number);
     accepted(connection);
   });
-  await pause(settlingMs, { signal });
-  const halfOpen = pairsOf(runtime, address);
-  for (let lookMs = firstLookMs;; lookMs = Math.min(lookMs * 2, longestLookMs)) {
-    // Asked for before the queue is emptied: a handshake that ends in between is in the queue.
-    const unfinishedCount = halfOpen && unfinished(runtime, address, halfOpen);
-    const isOver = Date.now() >= until;
-    const isEmpty = await queue.empty(signal);
-    if (isEmpty && (isOver || unfinishedCount === 0)) {
-      return { acceptedCount: queue.acceptedCount, halfOpenCount: halfOpen?.size ?? 0, unfinishedCount };
-    }
-    if (isOver) throw noRoom(listener);
-    await pause(lookMs, { signal });
+  try {
+    const serve = () => queue.empty(signal);
+    const { isEmpty, ...handshakes } = await emptyListener(runtime, address, { serve, signal, timeoutMs });
+    if (!isEmpty) throw noRoom(listener.number);
+    listener[Symbol.dispose]();
+    return { acceptedCount: queue.acceptedCount, ...handshakes };
+  } catch (error) {
+    kept?.end();
+    throw error;
   }
 }
 
@@ -201,19 +164,4 @@ function noRoom(listener: number): TakeoverError {
     `Cannot drain the listener ${listener}: connections wait, and this process has no descriptor for them; ` +
       "raise the limit of open files (ulimit -n)",
   );
-}
-
-function pairsOf(runtime: Runtime, address: InetAddress): Set<string> | null {
-  try {
-    return halfOpenPairs(runtime, address);
-  } catch (error) {
-    if (error instanceof TakeoverError && error.code === "ERR_TAKEOVER_UNSUPPORTED") return null;
-    throw error;
-  }
-}
-
-function unfinished(runtime: Runtime, address: InetAddress, before: ReadonlySet<string>): number {
-  if (before.size === 0) return 0;
-  const now = halfOpenPairs(runtime, address);
-  return [...before].filter((pair) => now.has(pair)).length;
 }

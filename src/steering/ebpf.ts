@@ -59,6 +59,11 @@ export function maskRegister(destination: Register, mask: number): ExtendedStep 
   return { code: 0x54, destination, immediate: mask };
 }
 
+/** `destination %= value`, of 32 bits without a sign. */
+export function moduloRegister(destination: Register, value: number): ExtendedStep {
+  return { code: 0x94, destination, immediate: value };
+}
+
 /** `destination =` a map, by its descriptor (BPF_PSEUDO_MAP_FD). */
 export function loadMap(destination: Register, descriptor: number): ExtendedStep {
   return { code: 0x18, destination, source: 1, immediate: descriptor, isWide: true };

@@ -15,7 +15,8 @@ import { allocate, viewOf } from "../c/bytes.ts";
 import type { InetAddress } from "../c/sockaddr.ts";
 import { checked } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { setIntegerOption } from "../sockets/socket.ts";
+import { openDescriptors } from "../sockets/descriptors.ts";
+import { isListening, localAddress, setIntegerOption } from "../sockets/socket.ts";
 
 /** Linux's numbers (netinet/in.h). */
 const IPPROTO_IP = 0;
@@ -52,6 +53,46 @@ export function setLeastHops(
 ): void {
   setIntegerOption(runtime, descriptor, IPPROTO_IP, IP_MINTTL, hops.inet);
   if (family === "inet6") setIntegerOption(runtime, descriptor, IPPROTO_IPV6, IPV6_MINHOPCOUNT, hops.inet6);
+}
+
+/**
+ * New connections, kept away from a TCP listener that is nobody else's: a client
+ * tries again a second later, and is refused then.
+ */
+export class KeptAway {
+  readonly #runtime: Runtime;
+  readonly #listener: number;
+  readonly #address: InetAddress;
+  readonly #before: LeastHops;
+
+  /** Begins. @param listener Stays its owner's. */
+  constructor(runtime: Runtime, listener: number, address: InetAddress) {
+    this.#runtime = runtime;
+    this.#listener = listener;
+    this.#address = address;
+    this.#before = leastHopsOf(runtime, listener, address.family);
+    setLeastHops(runtime, listener, address.family, { inet: mostHops, inet6: mostHops });
+  }
+
+  /** A connection whose handshake has ended meanwhile hears its client again. */
+  letIn(connection: number): void {
+    setLeastHops(this.#runtime, connection, this.#address.family, this.#before);
+  }
+
+  /** The same for all that a server has accepted. */
+  letAllIn(): void {
+    const { port } = this.#address;
+    for (const descriptor of openDescriptors(this.#runtime)) {
+      const local = localAddress(this.#runtime, descriptor);
+      if (!local || local.family === "unix" || local.port !== port || isListening(this.#runtime, descriptor)) continue;
+      if (optionOf(this.#runtime, descriptor, IPPROTO_IP, IP_MINTTL) === mostHops) this.letIn(descriptor);
+    }
+  }
+
+  /** Ends: whoever has a copy of the listener goes on with it as it was. */
+  end(): void {
+    setLeastHops(this.#runtime, this.#listener, this.#address.family, this.#before);
+  }
 }
 
 /** Sends every packet with so many hops. */

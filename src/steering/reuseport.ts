@@ -29,6 +29,8 @@ import {
   localAddress,
   openSocket,
   setIntegerOption,
+  setShared,
+  shareOption,
 } from "../sockets/socket.ts";
 import { attachToGroup, detachFromGroup, whole } from "./attach.ts";
 import { answer, assemble, type Line } from "./bpf.ts";
@@ -68,9 +70,6 @@ export interface GroupChange {
 
 /** A slot that no group has: the kernel's hash chooses for what is sent there. */
 export const noSlot = 65_534;
-
-/** Linux's SO_REUSEPORT (socket(7)). */
-const SO_REUSEPORT = 15;
 
 /** A group as one process steers it. Only one process may: the last program counts, whoever attached it. */
 export class ReuseportGroup {
@@ -123,11 +122,15 @@ export class ReuseportGroup {
     }
   }
 
-  /** Is told that a socket has joined, which this process or another has opened. The plan is made anew. */
+  /**
+   * Is told that a socket has joined, which this process or another has opened,
+   * or that a member has another number. The plan is made anew.
+   */
   joined(descriptor: number): void {
     const member = this.#memberOf(descriptor);
-    if (this.#members.some(({ cookie }) => cookie === member.cookie)) return;
-    this.#members.push(member);
+    const known = this.#members.findIndex(({ cookie }) => cookie === member.cookie);
+    if (known < 0) this.#members.push(member);
+    else this.#members[known] = member;
     this.#follow();
   }
 
@@ -358,11 +361,16 @@ export function migratesConnections(runtime: Runtime): boolean {
   }
 }
 
+/** Whether a socket was bound so that others can share its address (SO_REUSEPORT). */
+export function isShared(runtime: Runtime, descriptor: number): boolean {
+  return runtime.abi.platform === "linux" && integerOption(runtime, descriptor, shareOption.linux) === 1;
+}
+
 function openMember(runtime: Runtime, address: InetAddress, type: GroupType, options: GroupOptions): OwnedDescriptor {
   const { abi, libc } = runtime;
   const { SOL_SOCKET, SO_REUSEADDR, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, type)), (socket) => {
-    setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEPORT, 1);
+    setShared(runtime, socket.number);
     if (type === "stream") setIntegerOption(runtime, socket.number, SOL_SOCKET, SO_REUSEADDR, 1);
     if (address.family === "inet6") {
       setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, options.ipv6Only ? 1 : 0);
@@ -375,11 +383,11 @@ function openMember(runtime: Runtime, address: InetAddress, type: GroupType, opt
 
 function kindOf(runtime: Runtime, descriptor: number): { address: InetAddress; type: GroupType } {
   const found = identify(runtime, descriptor);
-  const isShared = integerOption(runtime, descriptor, SO_REUSEPORT) === 1;
-  if (found && found.address.family !== "unix" && isShared && (found.type === "dgram" || found.listening)) {
+  const hasOption = isShared(runtime, descriptor);
+  if (found && found.address.family !== "unix" && hasOption && (found.type === "dgram" || found.listening)) {
     return { address: found.address, type: found.type === "dgram" ? "dgram" : "stream" };
   }
-  const lack = isShared ? "not listening" : "without it";
+  const lack = hasOption ? "not listening" : "without it";
   const shown = found ? `${found.type} at ${formatAddress(found.address)}, ${lack}` : "none";
   throw notOfGroup(descriptor, shown, "a TCP listener or UDP socket with SO_REUSEPORT");
 }

@@ -30,6 +30,7 @@ import {
   loadFrom,
   loadMap,
   maskRegister,
+  moduloRegister,
   setRegister,
   storeTo,
   toHostOrder,
@@ -72,7 +73,7 @@ const mostKeys = 65_535;
 /** Tries to load a program, and closes it. */
 export function canLoadSkReuseport(runtime: Runtime): SkReuseportSupport {
   try {
-    owning(loadProgram(runtime, migrating), () => {});
+    owning(loadProgram(runtime, leastProgram), () => {});
     return { isPossible: true, code: null };
   } catch (error) {
     if (error instanceof SystemError) return { isPossible: false, code: error.code };
@@ -81,15 +82,19 @@ export function canLoadSkReuseport(runtime: Runtime): SkReuseportSupport {
 }
 
 /**
- * Lets a group of listeners take over the connections of a member that closes,
- * queued and half open; which member gets a connection is the kernel's choice.
- * It takes the place of the group's program.
+ * Sends all new connections of a group of listeners to those of a map, each
+ * source to one of them, and with them the connections of a member that closes,
+ * queued and half open. It takes the place of the group's program.
  *
  * @param descriptor Any listener of the group.
+ * @param members Made by {@linkcode openMemberMap}, under the keys from 0 on;
+ *   the program keeps it.
+ * @param count How many they are.
  * @throws {SystemError} `EPERM` when this process may not; see {@linkcode canLoadSkReuseport}.
  */
-export function migrateOnClose(runtime: Runtime, descriptor: number): void {
-  owning(loadProgram(runtime, migrating), ({ number }) => attachLoadedToGroup(runtime, descriptor, number));
+export function steerAmong(runtime: Runtime, descriptor: number, members: MemberMap, count: number): void {
+  const program = loadProgram(runtime, assembleExtended(spreading(members.descriptor, count)));
+  owning(program, ({ number }) => attachLoadedToGroup(runtime, descriptor, number));
 }
 
 /**
@@ -100,7 +105,7 @@ export function migrateOnClose(runtime: Runtime, descriptor: number): void {
  *
  * @param descriptor Any socket of the group.
  * @param members Made by {@linkcode openMemberMap}; the program keeps it.
- * @throws {SystemError} As {@linkcode migrateOnClose}.
+ * @throws {SystemError} As {@linkcode steerAmong}.
  *
  * @example
  * ```ts
@@ -124,7 +129,7 @@ export function steerByMap(
  * Opens a map of members (BPF_MAP_TYPE_REUSEPORT_SOCKARRAY).
  *
  * @param keyCount Keys are 0 to one less; at most 65,535.
- * @throws {SystemError} As {@linkcode migrateOnClose}.
+ * @throws {SystemError} As {@linkcode steerAmong}.
  */
 export function openMemberMap(runtime: Runtime, keyCount: number): MemberMap {
   if (!(Number.isInteger(keyCount) && keyCount >= 1 && keyCount <= mostKeys)) {
@@ -143,8 +148,23 @@ export function openMemberMap(runtime: Runtime, keyCount: number): MemberMap {
   };
 }
 
-/** Two instructions: whoever the kernel chooses, in place of a listener that closes as well. */
-const migrating: Bytes = assembleExtended([setRegister(0, pass), exit()]);
+/** Two instructions: whoever the kernel chooses. */
+const leastProgram: Bytes = assembleExtended([setRegister(0, pass), exit()]);
+
+/** Where the kernel's hash of the source is (linux/bpf.h, struct sk_reuseport_md). */
+const hashOffset = 32;
+
+/** A map never has more members than keys, and one that has closed is in it no more: then the kernel's hash chooses. */
+function spreading(map: number, count: number): ExtendedLine[] {
+  return [
+    copyRegister(6, 1),
+    loadFrom(4, 7, 6, hashOffset),
+    moduloRegister(7, count),
+    ...choosingKey(map),
+    setRegister(0, pass),
+    exit(),
+  ];
+}
 
 /** The data of a packet begin with the UDP header here. */
 function choosing(map: number, { offset, size, mask }: Tag, otherwise: number): ExtendedLine[] {

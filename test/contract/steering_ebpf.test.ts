@@ -5,8 +5,9 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { migratesConnections } from "../../src/steering/reuseport.ts";
-import { canLoadSkReuseport, migrateOnClose, openMemberMap, steerByMap } from "../../src/steering/sk_reuseport.ts";
+import { canLoadSkReuseport, openMemberMap, steerAmong, steerByMap } from "../../src/steering/sk_reuseport.ts";
 import { connections, countsAt, groupOf, lateConnections, openClient, outcomes, sendTo, serve } from "./steering_ends.ts";
 import { runtime, takeoverError, test, until } from "./support.ts";
 
@@ -18,11 +19,11 @@ test("canLoadSkReuseport says why a program cannot be loaded, or that it can", (
   assert.match(code ?? "EPERM", /^(EPERM|ENOSYS|EINVAL)$/);
 });
 
-test("canLoadSkReuseport gives the errno of bpf(2), and migrateOnClose throws it", () => {
+test("canLoadSkReuseport gives the errno of bpf(2), and openMemberMap throws it", () => {
   const refusing = { ...runtime, libc: { ...runtime.libc, syscall: () => -1 } };
   const { code } = canLoadSkReuseport(refusing);
   assert.match(code ?? "", /^(EPERM|ENOSYS)$/);
-  assert.throws(() => migrateOnClose(refusing, 0), { code: code! });
+  assert.throws(() => openMemberMap(refusing, 1), { code: code! });
 });
 
 test("migratesConnections says what net.ipv4.tcp_migrate_req is", () => {
@@ -31,18 +32,27 @@ test("migratesConnections says what net.ipv4.tcp_migrate_req is", () => {
   assert.equal(migratesConnections({ ...runtime, libc: { ...runtime.libc, open: () => -2 } }), false);
 });
 
-test("migrateOnClose lets the others have what waits at a listener that closes, and what is half open", whereLoaded, async () => {
-  using opened = groupOf("stream", 3);
+test("steerAmong sends new connections to some, and what waits at a listener that closes, and what is half open", whereLoaded, async () => {
+  using opened = groupOf("stream", 5);
+  using members = openMemberMap(runtime, 2);
   const { group, sockets } = opened;
-  migrateOnClose(runtime, sockets[0]!.number);
   const clients = [...connections(60, group.address), ...lateConnections(30, group.address)];
-  for (const index of [2, 0]) sockets[index]![Symbol.dispose]();
+  for (const [key, index] of [1, 3].entries()) members.set(key, sockets[index]!.number);
+  steerAmong(runtime, sockets[0]!.number, members, 2);
+  const before = sockets.map(({ number }) => waitingCount(runtime, number));
+  clients.push(...connections(60, group.address));
+  const after = sockets.map(({ number }, index) => waitingCount(runtime, number) - before[index]!);
+  assert.deepEqual([0, 2, 4].map((index) => after[index]), [0, 0, 0]);
+  assert.ok(after[1]! > 0 && after[3]! > 0, JSON.stringify(after));
+  for (const index of [2, 0, 4]) sockets[index]![Symbol.dispose]();
   let answeredCount = 0;
   await until(() => {
-    for (;;) {
-      const connection = runtime.libc.accept4(sockets[1]!.number, null, null, 0o2004000);
-      if (connection < 0) break;
-      serve(new OwnedDescriptor(runtime, connection));
+    for (const index of [1, 3]) {
+      for (;;) {
+        const connection = runtime.libc.accept4(sockets[index]!.number, null, null, 0o2004000);
+        if (connection < 0) break;
+        serve(new OwnedDescriptor(runtime, connection));
+      }
     }
     const found = outcomes(clients);
     assert.equal(found["ECONNRESET"], undefined);

@@ -50,7 +50,7 @@ test("limitsFrom refuses what is negative or no integer", () => {
 });
 
 test("limitsFrom takes 0 where it means at once or none, and nowhere else", () => {
-  const zero = ["settleMs", "drainMs", "trialMs", "spareCount"];
+  const zero = ["settleMs", "queueMs", "drainMs", "trialMs", "spareCount"];
   for (const name of Object.keys(defaultLimits)) {
     if (zero.includes(name)) assert.equal(limitsFrom({ [name]: 0 })[name as keyof Limits], 0);
     else assert.throws(() => limitsFrom({ [name]: 0 }), takeoverError("ERR_TAKEOVER_LIMIT"), name);

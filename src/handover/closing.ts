@@ -1,0 +1,154 @@
+/**
+ * Closing listeners for good: this process has the last copies, and whoever is
+ * connecting has to be served first, by the servers that have them.
+ *
+ * ```text
+ * a member of a group that others stay in   new connections are steered to those
+ * a TCP listener by itself                  new connections are dropped, and refused when they are tried again
+ * a Unix listener                           its path has gone before
+ * ```
+ *
+ * @module
+ */
+
+import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
+import { pause } from "../channels/readiness.ts";
+import { SystemError, TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import type { Runtime } from "../runtime.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { canPause } from "../sockets/event_loop.ts";
+import { duplicate } from "../sockets/socket.ts";
+import { waitingCount } from "../steering/accept_queue.ts";
+import { emptyListener, settlingMs } from "../steering/empty_listener.ts";
+import { keepAwayFromOthers } from "../steering/keep_away.ts";
+import { KeptAway } from "../steering/least_hops.ts";
+import { isShared } from "../steering/reuseport.ts";
+import { listedMembers } from "../steering/socket_diag.ts";
+import { type QueueCounts, sumOfQueues } from "./queue_counts.ts";
+
+/**
+ * Releases endpoints whose sockets nobody else has.
+ *
+ * @param timeoutMs How long handshakes that are under way may take.
+ * @returns What became of those who were connecting.
+ */
+export async function closeForGood(
+  runtime: Runtime,
+  endpoints: Iterable<Endpoint>,
+  timeoutMs: number,
+): Promise<QueueCounts> {
+  const byAddress = new Map<string, Endpoint[]>();
+  for (const endpoint of endpoints) {
+    const at = formatAddress(endpoint.identity.address);
+    if (isServing(runtime, endpoint)) byAddress.set(at, [...byAddress.get(at) ?? [], endpoint]);
+    else endpoint.release();
+  }
+  const closed = [...byAddress.values()].map((group) => closeAt(runtime, group, timeoutMs));
+  return sumOfQueues(await Promise.all(closed));
+}
+
+/** One that is paused accepts nothing, and would wait in vain. */
+function isServing(runtime: Runtime, endpoint: Endpoint): boolean {
+  return endpoint.kind === "listener" && endpoint.alive && endpoint.isAccepting && canPause(runtime);
+}
+
+/** How new connections are kept away from the listeners of one address, until they are closed. */
+interface Refusal {
+  /** Whether what waits at a listener that closes goes on to others. */
+  readonly migrates: boolean;
+  /** What the servers have accepted meanwhile goes on. */
+  served(): void;
+  /** Closes a listener; the one that joined last is the first. */
+  close(endpoint: Endpoint, isLast: boolean): void;
+}
+
+async function closeAt(runtime: Runtime, endpoints: readonly Endpoint[], timeoutMs: number): Promise<QueueCounts> {
+  const { address } = endpoints[0]!.identity;
+  const waiting = () => endpoints.reduce((sum, { descriptor, alive }) => {
+    return sum + (alive ? waitingCount(runtime, descriptor) : 0);
+  }, 0);
+  const refusal = await refuse(runtime, endpoints);
+  const { migrates } = refusal;
+  const before = waiting();
+  const serve = () => {
+    refusal.served();
+    return waiting() === 0;
+  };
+  try {
+    if (migrates) await pause(settlingMs);
+    const emptied = migrates ? nobody : await emptyListener(runtime, address, { serve, timeoutMs });
+    refusal.served();
+    const left = waiting() + (emptied.unfinishedCount ?? 0);
+    const served = Math.max(before + emptied.halfOpenCount - left, 0);
+    return { served, migrated: migrates ? left : 0, reset: migrates ? 0 : left };
+  } finally {
+    for (const endpoint of endpoints.toReversed()) refusal.close(endpoint, endpoint === endpoints[0]);
+  }
+}
+
+/** What the kernel gives to others is not waited for. */
+const nobody = { halfOpenCount: 0, unfinishedCount: 0 } as const;
+
+async function refuse(runtime: Runtime, endpoints: readonly Endpoint[]): Promise<Refusal> {
+  const { address } = endpoints[0]!.identity;
+  const nothing: Refusal = { migrates: false, served: () => {}, close: (endpoint) => endpoint.release() };
+  if (address.family === "unix") return nothing;
+  try {
+    return await steerAway(runtime, endpoints, address) ?? dropAlone(runtime, endpoints, address);
+  } catch (error) {
+    // Without a descriptor for a copy they come until the end.
+    if (error instanceof SystemError) return nothing;
+    throw error;
+  }
+}
+
+/** Null when nobody else is in the group, or it cannot be steered. */
+async function steerAway(
+  runtime: Runtime,
+  endpoints: readonly Endpoint[],
+  address: InetAddress,
+): Promise<Refusal | null> {
+  const own = new Set(endpoints.map(({ identity }) => identity.cookie));
+  const descriptors = endpoints.map(({ descriptor }) => descriptor);
+  try {
+    if (!isShared(runtime, descriptors[0]!)) return null;
+    if (listedMembers(runtime, address, "stream").every(({ cookie }) => own.has(cookie))) return null;
+    const away = await keepAwayFromOthers(runtime, descriptors, (cookie) => !own.has(cookie));
+    const close = (endpoint: Endpoint, isLast: boolean) => {
+      if (!isLast) {
+        endpoint.release();
+        return away.left(endpoint.identity.cookie);
+      }
+      // Without a listener here nobody can take the program away, and it must not stay: who joins later has another slot.
+      const drop = dropAt(runtime, endpoint, address);
+      away.end();
+      drop.close();
+    };
+    return { migrates: away.migrates, served: () => {}, close };
+  } catch (error) {
+    if (error instanceof TakeoverError) return null;
+    throw error;
+  }
+}
+
+function dropAlone(runtime: Runtime, endpoints: readonly Endpoint[], address: InetAddress): Refusal {
+  const drops = new Map(endpoints.map((endpoint) => [endpoint, dropAt(runtime, endpoint, address)]));
+  return {
+    migrates: false,
+    served: () => drops.values().next().value!.kept.letAllIn(),
+    close: (endpoint) => drops.get(endpoint)!.close(),
+  };
+}
+
+/** The socket outlives the server's copy for a moment: whoever else may have one goes on with it as it was. */
+function dropAt(runtime: Runtime, endpoint: Endpoint, address: InetAddress): { kept: KeptAway; close(): void } {
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
+  const kept = new KeptAway(runtime, copy.number, address);
+  const close = () => {
+    endpoint.release();
+    kept.end();
+    copy[Symbol.dispose]();
+  };
+  return { kept, close };
+}

@@ -1,0 +1,146 @@
+/**
+ * A group of listeners that share one address (SO_REUSEPORT), each in a server
+ * of its own; the kernel spreads connections over them. A successor can want
+ * fewer than there are, or more:
+ *
+ * ```text
+ * incumbent   1 2 3 4 5 6 7 8      incumbent   1 2 3
+ * successor   1 2 3 4 5 . . .      successor   1 2 3 4 5
+ *                       surplus                      new
+ * ```
+ *
+ * From the opening on new connections go only to those that both have: so a
+ * surplus one gets empty before it is closed, and a new one, which nobody would
+ * have if the successor were lost, gets none. When the lease has ended nothing
+ * comes back: the surplus ones are closed, and the kernel spreads over all.
+ *
+ * @module
+ */
+
+import type { SocketAddress } from "../c/sockaddr.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import type { Runtime } from "../runtime.ts";
+import { satisfies } from "../sockets/address.ts";
+import { cookieOf } from "../sockets/socket.ts";
+import { detachFromGroup } from "../steering/attach.ts";
+import { keepAwayFromOthers, type KeepingAway } from "../steering/keep_away.ts";
+import { isShared } from "../steering/reuseport.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Unopened } from "./binding.ts";
+import type { QueueCounts } from "./queue_counts.ts";
+import { Surplus } from "./surplus.ts";
+
+/** The names of a group's members: those that it has had, then `name`, `name.2`, …, as far as they are free. */
+export function memberNames(name: string, inherited: readonly string[], count: number): string[] {
+  const names = inherited.slice(0, count);
+  for (let number = 1; names.length < count; number++) {
+    const free = number === 1 ? name : `${name}.${number}`;
+    if (!inherited.includes(free)) names.push(free);
+  }
+  return names;
+}
+
+/** What an incumbent has of a group, in the order of its members. */
+export function inheritedMembers(
+  name: string,
+  endpoints: ReadonlyMap<string, Unopened>,
+  wanted: SocketAddress,
+): [string, Unopened][] {
+  const numberOf = (each: string) => each === name ? 1 : Number(/^[1-9]\d*$/.exec(each.slice(name.length + 1))?.[0]);
+  return [...endpoints]
+    .filter(([each, { identity }]) => {
+      const isNamed = each === name || each.startsWith(`${name}.`) && numberOf(each) >= 2;
+      return isNamed && identity.listening && satisfies(identity.address, wanted);
+    })
+    .sort(([a], [b]) => numberOf(a) - numberOf(b));
+}
+
+/** The group as one process serves it. */
+export class ListenerGroup {
+  readonly #runtime: Runtime;
+  readonly #servers: Endpoint[] = [];
+  #away: KeepingAway | null = null;
+  #surplus: Surplus | null = null;
+  /** Names of listeners that came and are not wanted. */
+  readonly surplusNames: string[] = [];
+  #closing: Promise<QueueCounts | null> = Promise.resolve(null);
+
+  constructor(runtime: Runtime) {
+    this.#runtime = runtime;
+  }
+
+  /**
+   * Before any member is opened.
+   *
+   * @param inherited What the incumbent has, which stays its owner's but for
+   *   the surplus, which is taken.
+   * @param count How many this process wants.
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when more are wanted of a
+   *   listener that cannot be shared, or the kernel's order cannot be told.
+   */
+  async prepare(inherited: readonly [string, Unopened][], count: number): Promise<void> {
+    if (inherited.length === 0 || inherited.length === count) return;
+    const descriptors = inherited.map(([, { descriptor }]) => descriptor.number);
+    if (!descriptors.every((each) => isShared(this.#runtime, each))) throw notShared(inherited[0]![0], count);
+    const kept = new Set(descriptors.slice(0, count).map((each) => cookieOf(this.#runtime, each)));
+    this.#away = await keepAwayFromOthers(this.#runtime, descriptors, (cookie) => kept.has(cookie));
+    const surplus = inherited.slice(count);
+    this.surplusNames.push(...surplus.map(([name]) => name));
+    this.#surplus = new Surplus(this.#runtime, surplus.map(([, { descriptor }]) => descriptor), () => this.#servers);
+  }
+
+  /** A member is in its server. */
+  opened(endpoint: Endpoint): void {
+    this.#servers.push(endpoint);
+    this.#away?.joined(endpoint.descriptor);
+  }
+
+  /** This process serves. */
+  serve(): void {
+    this.#surplus?.serve();
+  }
+
+  /**
+   * Nothing comes back to the incumbent: surplus members are closed, and the
+   * kernel spreads over all that are left.
+   *
+   * @returns What became of those who waited at them; null where there were none.
+   */
+  settle(timeoutMs: number): Promise<QueueCounts | null> {
+    return this.#closing = this.#settle(timeoutMs);
+  }
+
+  /** Resolves when no surplus member is left. */
+  get atRest(): Promise<unknown> {
+    return this.#closing;
+  }
+
+  async #settle(timeoutMs: number): Promise<QueueCounts | null> {
+    const away = this.#away;
+    if (!away) return null;
+    const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
+    away.end();
+    this.#away = null;
+    return this.surplusNames.length > 0 ? counts : null;
+  }
+
+  /** A successor was lost: the kernel spreads over all again, whatever that one had done. */
+  takeBack(): void {
+    if (this.#away) return;
+    const open = this.#servers.find(({ alive }) => alive);
+    if (open && isShared(this.#runtime, open.descriptor)) detachFromGroup(this.#runtime, open.descriptor);
+  }
+
+  /** Gives up what was not wanted: the incumbent has it. */
+  [Symbol.dispose](): void {
+    this.#surplus?.[Symbol.dispose]();
+  }
+}
+
+function notShared(name: string, count: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected a listener that others can join, the ` +
+      "incumbent's was bound without SO_REUSEPORT; take it over with a count of 1",
+  );
+}

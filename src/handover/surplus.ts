@@ -1,0 +1,134 @@
+/**
+ * Listeners that this process has and does not want: new connections are kept
+ * away from them, servers of this process accept what waits there, and then
+ * they are closed.
+ *
+ * @module
+ */
+
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { pause, stopWaiting, waitReadable } from "../channels/readiness.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import type { Runtime } from "../runtime.ts";
+import type { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { cookieOf, localAddress } from "../sockets/socket.ts";
+import { waitingCount } from "../steering/accept_queue.ts";
+import { emptyListener, settlingMs } from "../steering/empty_listener.ts";
+import type { KeepingAway } from "../steering/keep_away.ts";
+import { noQueues, type QueueCounts } from "./queue_counts.ts";
+
+/** How long a server has a listener that is not its own, at most, and how often it is looked at meanwhile. */
+const lentMs = 50;
+const lookMs = 1;
+
+/** Surplus listeners of one group. */
+export class Surplus {
+  readonly #runtime: Runtime;
+  readonly #listeners: readonly OwnedDescriptor[];
+  readonly #servers: () => readonly Endpoint[];
+  /** One server has one listener at a time. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #servedCount = 0;
+
+  /**
+   * @param listeners Taken, in the order in which they joined.
+   * @param servers The servers of the group that this process has.
+   */
+  constructor(runtime: Runtime, listeners: readonly OwnedDescriptor[], servers: () => readonly Endpoint[]) {
+    this.#runtime = runtime;
+    this.#listeners = listeners;
+    this.#servers = servers;
+  }
+
+  /** Whether there is one that is open. */
+  get isOpen(): boolean {
+    return this.#listeners.some(({ number }) => number >= 0);
+  }
+
+  /** Serves what comes, from here on. */
+  serve(): void {
+    for (const listener of this.#listeners) void this.#watch(listener);
+  }
+
+  /** Closes them, once nobody is left there; the last one first, so that the others keep their slots. */
+  async close(away: KeepingAway, timeoutMs: number): Promise<QueueCounts> {
+    const open = this.#listeners.filter(({ number }) => number >= 0);
+    const address = open[0] && localAddress(this.#runtime, open[0].number);
+    if (!address) return noQueues;
+    const unfinishedCount = away.migrates ? await this.#settle() : await this.#empty(open, address, timeoutMs);
+    const left = this.#waiting(open) + unfinishedCount;
+    for (const listener of open.toReversed()) this.#closeOne(listener, away);
+    return { served: this.#servedCount, migrated: away.migrates ? left : 0, reset: away.migrates ? 0 : left };
+  }
+
+  /** What the kernel gives to the others is not waited for. */
+  async #settle(): Promise<number> {
+    await pause(settlingMs);
+    return 0;
+  }
+
+  /** How many handshakes have not ended. */
+  async #empty(open: readonly OwnedDescriptor[], address: SocketAddress, timeoutMs: number): Promise<number> {
+    const serve = async () => {
+      for (const listener of open) await this.#accept(listener);
+      return this.#waiting(open) === 0;
+    };
+    const { unfinishedCount } = await emptyListener(this.#runtime, address, { serve, timeoutMs });
+    return unfinishedCount ?? 0;
+  }
+
+  /** Closes them at once: another process has copies. */
+  [Symbol.dispose](): void {
+    for (const listener of this.#listeners) this.#closeOne(listener, null);
+  }
+
+  #closeOne(listener: OwnedDescriptor, away: KeepingAway | null): void {
+    if (listener.number < 0) return;
+    const cookie = cookieOf(this.#runtime, listener.number);
+    stopWaiting(this.#runtime, listener.number);
+    listener[Symbol.dispose]();
+    away?.left(cookie);
+  }
+
+  #waiting(listeners: readonly OwnedDescriptor[]): number {
+    return listeners.reduce((sum, { number }) => sum + waitingCount(this.#runtime, number), 0);
+  }
+
+  async #watch(listener: OwnedDescriptor): Promise<void> {
+    try {
+      while (listener.number >= 0) {
+        await waitReadable(this.#runtime, listener.number, { keepAlive: false });
+        await this.#accept(listener);
+      }
+    } catch (error) {
+      // It has been closed.
+      if (!(error instanceof TakeoverError && error.code === "ERR_TAKEOVER_CLOSED")) throw error;
+    }
+  }
+
+  /** In its turn. */
+  async #accept(listener: OwnedDescriptor): Promise<void> {
+    const before = this.#turn;
+    const turn = before.then(() => this.#lend(listener));
+    this.#turn = turn.catch(() => {});
+    await turn;
+  }
+
+  async #lend(listener: OwnedDescriptor): Promise<void> {
+    const until = Date.now() + lentMs;
+    const waiting = () => waitingCount(this.#runtime, listener.number);
+    const before = waiting();
+    if (before === 0) return;
+    for (const server of this.#servers()) {
+      const end = server.substitute(listener.number);
+      if (!end) continue;
+      while (waiting() > 0 && Date.now() < until) await pause(lookMs);
+      end();
+      this.#servedCount += Math.max(before - waiting(), 0);
+      return;
+    }
+    // No server has time; it may have later.
+    await pause(lentMs);
+  }
+}

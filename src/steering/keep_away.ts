@@ -1,0 +1,121 @@
+/**
+ * Keeping new connections away from some listeners of a SO_REUSEPORT group, so
+ * that these can be closed.
+ *
+ * ```text
+ * a loaded program (SK_REUSEPORT)   chooses among sockets of a map, whatever the kernel's order; what waits at a
+ *                                   listener that closes goes on to those
+ * a classic one                     chooses among slots; the order is found out before, and followed afterwards
+ * ```
+ *
+ * The first needs CAP_BPF and CAP_NET_ADMIN, and every listener that stays; the
+ * second neither.
+ *
+ * @module
+ */
+
+import { SystemError, TakeoverError } from "../errors.ts";
+import type { Runtime } from "../runtime.ts";
+import { cookieOf } from "../sockets/socket.ts";
+import { detachFromGroup, whole } from "./attach.ts";
+import { answer, type Line } from "./bpf.ts";
+import { everythingTo } from "./programs.ts";
+import { type GroupMember, migratesConnections, ReuseportGroup } from "./reuseport.ts";
+import { openMemberMap, steerAmong } from "./sk_reuseport.ts";
+
+/** How new connections are kept away. */
+export interface KeepingAway {
+  /** Whether what waits at a listener that closes goes on to the others by itself. */
+  readonly migrates: boolean;
+  /** A listener of this process has joined, and is kept out, or has another number. */
+  joined(descriptor: number): void;
+  /** A listener has been closed. */
+  left(cookie: string): void;
+  /** The kernel's hash chooses again, among all that are there. */
+  end(): void;
+}
+
+/**
+ * Begins.
+ *
+ * @param descriptors Listeners of this process in one group, which stay their owners'.
+ * @param isKept Whether a listener goes on, by its `SO_COOKIE`.
+ * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the kernel's order cannot be
+ *   told, `ERR_TAKEOVER_DESCRIPTOR` for what is no group,
+ *   `ERR_TAKEOVER_UNSUPPORTED` when the kernel refuses the program.
+ */
+export async function keepAwayFromOthers(
+  runtime: Runtime,
+  descriptors: readonly number[],
+  isKept: (cookie: string) => boolean,
+): Promise<KeepingAway> {
+  const group = new ReuseportGroup(runtime, descriptors);
+  return byMap(runtime, group, isKept) ?? await bySlots(runtime, group, isKept);
+}
+
+/** Null where it cannot be: without the capabilities, or when a stranger's listener is to stay. */
+function byMap(runtime: Runtime, group: ReuseportGroup, isKept: (cookie: string) => boolean): KeepingAway | null {
+  const kept = group.members.filter(({ cookie }) => isKept(cookie));
+  if (kept.length === 0 || hasStrangers(group, isKept)) return null;
+  try {
+    loadFor(runtime, kept);
+  } catch (error) {
+    // EPERM: it may not. EBUSY: the map of the process before has not gone yet.
+    if (error instanceof SystemError || error instanceof TakeoverError) return null;
+    throw error;
+  }
+  let members: readonly GroupMember[] = group.members;
+  return {
+    migrates: true,
+    joined: (descriptor) => members = [{ cookie: cookieOf(runtime, descriptor), descriptor }, ...members],
+    left: () => {},
+    end: () => release(runtime, members),
+  };
+}
+
+function loadFor(runtime: Runtime, kept: readonly GroupMember[]): void {
+  const map = openMemberMap(runtime, kept.length);
+  try {
+    for (const [key, { descriptor }] of kept.entries()) map.set(key, descriptor);
+    steerAmong(runtime, kept[0]!.descriptor, map, kept.length);
+  } finally {
+    map[Symbol.dispose]();
+  }
+}
+
+async function bySlots(
+  runtime: Runtime,
+  group: ReuseportGroup,
+  isKept: (cookie: string) => boolean,
+): Promise<KeepingAway> {
+  await group.refresh();
+  group.steer((_, members) => toKept(members, isKept));
+  return {
+    migrates: migratesConnections(runtime),
+    joined: (descriptor) => group.joined(descriptor),
+    left: (cookie) => group.left(cookie),
+    end: () => release(runtime, group.members),
+  };
+}
+
+function toKept(members: readonly GroupMember[], isKept: (cookie: string) => boolean): readonly Line[] {
+  const slots = members.flatMap(({ cookie }, slot) => isKept(cookie) ? [slot] : []);
+  return slots.length > 0 ? everythingTo(slots) : [answer(whole)];
+}
+
+function hasStrangers(group: ReuseportGroup, isKept: (cookie: string) => boolean): boolean {
+  try {
+    return group.changes().joined.some(isKept);
+  } catch (error) {
+    // Where nobody tells, none of them can be named either.
+    if (error instanceof TakeoverError) return false;
+    throw error;
+  }
+}
+
+/** Any listener that is still open will do; where there is none, the group has gone. */
+function release(runtime: Runtime, members: readonly GroupMember[]): void {
+  const isOpen = ({ cookie, descriptor }: GroupMember) => descriptor >= 0 && cookieOf(runtime, descriptor) === cookie;
+  const found = members.find(isOpen);
+  if (found) detachFromGroup(runtime, found.descriptor);
+}
