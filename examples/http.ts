@@ -9,14 +9,18 @@
  * ```
  *
  * Start it again, on the same runtime or another, and the second takes over.
- * Environment and events are those of examples/service.ts; with `LISTENERS=N`
- * so many listeners share the address (SO_REUSEPORT).
+ * Environment and events are those of examples/service.ts. With `LISTENERS=N`
+ * so many listeners share the address (SO_REUSEPORT); with `DISPLACES="PID …"`
+ * as well it starts beside servers that share it, and takes their place.
  */
 
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { env } from "node:process";
-import type { TcpOpening } from "../mod.ts";
-import { address, Bun, counted, Deno, run, sleep, type Who } from "./service.ts";
+import { openRuntime, type TcpOpening } from "../mod.ts";
+import { address, Bun, counted, Deno, report, run, sleep, type Takeover, type Who } from "./service.ts";
+
+/** Sent through libc, because Deno would want --allow-run for `process.kill`. */
+const SIGTERM = 15;
 
 /** Far beyond any client's patience: only the drain ends a kept connection. */
 const keepAliveMs = 250_000;
@@ -32,8 +36,18 @@ await run("http", (takeover, who) => {
     return createServer({ keepAliveTimeout: keepAliveMs }, listener).listen(at);
   };
   if (!env.LISTENERS) return takeover.listen("web", address, open);
+  if (env.DISPLACES) takeover.on("ready", () => void displace(takeover, env.DISPLACES!.split(" ").map(Number)));
   return takeover.listenGroup("web", { ...address, count: Number(env.LISTENERS) }, open);
 });
+
+/** Whoever shares the address is told to end when nobody waits for it any more. */
+async function displace(takeover: Takeover, pids: readonly number[]): Promise<void> {
+  const { libc } = await openRuntime();
+  const end = () => {
+    for (const pid of pids) libc.kill(pid, SIGTERM);
+  };
+  report("displaced", await takeover.displace("web", end));
+}
 
 /** `GET /`, `GET /slow?ms=N`, `POST /echo`. */
 async function answer(request: Request, who: Who): Promise<Response> {

@@ -116,7 +116,8 @@ function refused(error: unknown): void {
   report("refused", { code: error.code, message: error.message });
 }
 
-function report(event: string, more: object): void {
+/** One event, as a line of JSON. */
+export function report(event: string, more: object): void {
   console.log(JSON.stringify({ event, pid, runtime, ...more }));
 }
 

@@ -121,9 +121,13 @@ async function steerAway(
         return away.left(endpoint.identity.cookie);
       }
       // Without a listener here nobody can take the program away, and it must not stay: who joins later has another slot.
-      const drop = dropAt(runtime, endpoint, address);
+      const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
+      away.joined(copy.number);
+      endpoint.release();
+      const kept = new KeptAway(runtime, copy.number, address);
       away.end();
-      drop.close();
+      kept.end();
+      copy[Symbol.dispose]();
     };
     return { migrates: away.migrates, served: () => {}, close };
   } catch (error) {
@@ -132,23 +136,20 @@ async function steerAway(
   }
 }
 
+/** Each socket outlives the server's copy for a moment: whoever else may have one goes on with it as it was. */
 function dropAlone(runtime: Runtime, endpoints: readonly Endpoint[], address: InetAddress): Refusal {
-  const drops = new Map(endpoints.map((endpoint) => [endpoint, dropAt(runtime, endpoint, address)]));
+  const drops = new Map(endpoints.map((endpoint) => {
+    const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
+    return [endpoint, { copy, kept: new KeptAway(runtime, copy.number, address) }];
+  }));
   return {
     migrates: false,
     served: () => drops.values().next().value!.kept.letAllIn(),
-    close: (endpoint) => drops.get(endpoint)!.close(),
+    close: (endpoint) => {
+      const { copy, kept } = drops.get(endpoint)!;
+      endpoint.release();
+      kept.end();
+      copy[Symbol.dispose]();
+    },
   };
-}
-
-/** The socket outlives the server's copy for a moment: whoever else may have one goes on with it as it was. */
-function dropAt(runtime: Runtime, endpoint: Endpoint, address: InetAddress): { kept: KeptAway; close(): void } {
-  const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
-  const kept = new KeptAway(runtime, copy.number, address);
-  const close = () => {
-    endpoint.release();
-    kept.end();
-    copy[Symbol.dispose]();
-  };
-  return { kept, close };
 }

@@ -110,6 +110,11 @@ export class ListenerGroup {
     return this.#closing = this.#settle(timeoutMs);
   }
 
+  /** The members that this process has, in order. */
+  get servers(): readonly Endpoint[] {
+    return this.#servers;
+  }
+
   /** Resolves when no surplus member is left. */
   get atRest(): Promise<unknown> {
     return this.#closing;

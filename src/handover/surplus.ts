@@ -58,7 +58,13 @@ export class Surplus {
     if (!address) return noQueues;
     const unfinishedCount = away.migrates ? await this.#settle() : await this.#empty(open, address, timeoutMs);
     const left = this.#waiting(open) + unfinishedCount;
-    for (const listener of open.toReversed()) this.#closeOne(listener, away);
+    for (const listener of open.toReversed()) {
+      await this.#inTurn(async () => {
+        // One may have come while the listener before left, and the next program was not there yet.
+        if (!away.migrates) await this.#lend(listener);
+        this.#closeOne(listener, away);
+      });
+    }
     return { served: this.#servedCount, migrated: away.migrates ? left : 0, reset: away.migrates ? 0 : left };
   }
 
@@ -107,10 +113,13 @@ export class Surplus {
     }
   }
 
-  /** In its turn. */
-  async #accept(listener: OwnedDescriptor): Promise<void> {
-    const before = this.#turn;
-    const turn = before.then(() => this.#lend(listener));
+  #accept(listener: OwnedDescriptor): Promise<void> {
+    return this.#inTurn(() => this.#lend(listener));
+  }
+
+  /** What a server has lent is still open when it is closed here. */
+  async #inTurn(call: () => Promise<void>): Promise<void> {
+    const turn = this.#turn.then(call);
     this.#turn = turn.catch(() => {});
     await turn;
   }

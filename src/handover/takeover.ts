@@ -29,6 +29,7 @@ import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
 import { closeForGood } from "./closing.ts";
+import { displace, type Displaced } from "./displacing.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
 import { noQueues, type QueueCounts, sumOfQueues } from "./queue_counts.ts";
@@ -301,6 +302,39 @@ export class Takeover implements AsyncDisposable {
   }
 
   /**
+   * Takes the place of programs that share an endpoint's address
+   * (SO_REUSEPORT) and know nothing of hand-overs: all new connections come
+   * here, the others accept what waits for them, and only then are told to end.
+   * Nobody is reset by that.
+   *
+   * @param name Of a group, or an endpoint with `reusePort`, that accepts.
+   * @param end Tells the others to end, for instance with a signal; awaited.
+   * @param options `timeoutMs`: how long they may take to end; `drainMs` when left out.
+   * @returns How many listeners the others had, and how many connections waited there.
+   * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
+   *   when this process does not serve, or the endpoint cannot be shared;
+   *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
+   *   spread over all again.
+   *
+   * @example
+   * ```ts ignore
+   * await takeover.listenGroup("web", { port: 8080, count: 1 }, (at) => Deno.serve(at, handler));
+   * await takeover.ready();
+   * await takeover.displace("web", () => process.kill(oldPid, "SIGTERM"));
+   * ```
+   */
+  async displace(
+    name: string,
+    end: () => unknown,
+    options: { readonly timeoutMs?: number } = {},
+  ): Promise<Displaced> {
+    this.#checkStage("displace others", "serving");
+    const { queueMs, drainMs } = this.#limits;
+    const endpoints = this.#groups.get(name)?.servers ?? [this.#endpoint(name)];
+    return await displace(this.#runtime, endpoints, end, { queueMs, leaveMs: options.timeoutMs ?? drainMs });
+  }
+
+  /**
    * Opens an endpoint for datagrams, as {@linkcode listen} does for connections:
    * the inherited socket of that name, with everything that waits in it, its
    * options and its multicast groups, else a new one.
@@ -353,13 +387,7 @@ export class Takeover implements AsyncDisposable {
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`.
    */
   addr(name: string): SocketAddress {
-    const endpoint = this.#endpoints.get(name);
-    if (endpoint) return endpoint.identity.address;
-    throw new TakeoverError(
-      "ERR_TAKEOVER_UNKNOWN_NAME",
-      `Cannot tell the address of ${JSON.stringify(name)}: this process listens as ` +
-        `${[...this.#endpoints.keys()].map((known) => JSON.stringify(known)).join(", ") || "nothing"}`,
-    );
+    return this.#endpoint(name).identity.address;
   }
 
   /**
@@ -560,6 +588,16 @@ export class Takeover implements AsyncDisposable {
   /** The same as {@linkcode close}, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  #endpoint(name: string): Endpoint {
+    const endpoint = this.#endpoints.get(name);
+    if (endpoint) return endpoint;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_UNKNOWN_NAME",
+      `Cannot find the endpoint ${JSON.stringify(name)}: this process listens as ` +
+        `${[...this.#endpoints.keys()].map((known) => JSON.stringify(known)).join(", ") || "nothing"}`,
+    );
   }
 
   #end(keepPaths: boolean): void {

@@ -27,10 +27,14 @@ import { openMemberMap, steerAmong } from "./sk_reuseport.ts";
 export interface KeepingAway {
   /** Whether what waits at a listener that closes goes on to the others by itself. */
   readonly migrates: boolean;
+  /** Whether it depends on the kernel's order, which changes when a listener leaves. */
+  readonly followsOrder: boolean;
   /** A listener of this process has joined, and is kept out, or has another number. */
   joined(descriptor: number): void;
   /** A listener has been closed. */
   left(cookie: string): void;
+  /** Listeners of others have left: the order is found out anew. */
+  refresh(): Promise<void>;
   /** The kernel's hash chooses again, among all that are there. */
   end(): void;
 }
@@ -67,6 +71,8 @@ function byMap(runtime: Runtime, group: ReuseportGroup, isKept: (cookie: string)
   let members: readonly GroupMember[] = group.members;
   return {
     migrates: true,
+    followsOrder: false,
+    refresh: () => Promise.resolve(),
     joined: (descriptor) => members = [{ cookie: cookieOf(runtime, descriptor), descriptor }, ...members],
     left: () => {},
     end: () => release(runtime, members),
@@ -92,6 +98,8 @@ async function bySlots(
   group.steer((_, members) => toKept(members, isKept));
   return {
     migrates: migratesConnections(runtime),
+    followsOrder: true,
+    refresh: () => group.refresh(),
     joined: (descriptor) => group.joined(descriptor),
     left: (cookie) => group.left(cookie),
     end: () => release(runtime, group.members),

@@ -1,0 +1,128 @@
+/**
+ * Taking the place of a program that knows nothing of hand-overs and shares its
+ * address (SO_REUSEPORT): this process listens beside it, gets all new
+ * connections, and the other one ends when it has accepted what waited for it.
+ *
+ * ```text
+ * [other, own]    both get connections
+ * steer           all that are new come here
+ * drain           the other accepts what waits there, and handshakes end
+ * close           it is told to end, and leaves the group
+ * ```
+ *
+ * Where a classic program steers, the kernel moves the last member into the
+ * place of one that leaves. Spare members at the end are moved first, so that
+ * this process's own keep theirs until all others have left.
+ *
+ * @module
+ */
+
+import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
+import { deadlineOf, pause } from "../channels/readiness.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import type { Runtime } from "../runtime.ts";
+import type { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { cookieOf } from "../sockets/socket.ts";
+import { emptyListener } from "../steering/empty_listener.ts";
+import { keepAwayFromOthers } from "../steering/keep_away.ts";
+import { isShared, ReuseportGroup } from "../steering/reuseport.ts";
+import { type ListedSocket, listedMembers } from "../steering/socket_diag.ts";
+import { Surplus } from "./surplus.ts";
+
+/** What became of the others. */
+export interface Displaced {
+  /** How many listeners of others were at the address. */
+  readonly otherCount: number;
+  /** How many connections waited at them when new ones were kept away; they have accepted those. */
+  readonly waitedCount: number;
+  /** Whether the kernel gave what was left there to this process, so that nothing was waited for. */
+  readonly migrated: boolean;
+}
+
+/** How long it may take. */
+export interface DisplacingLimits {
+  /** Until the others have accepted what waits, and handshakes have ended. */
+  readonly queueMs: number;
+  /** Until the others have left. */
+  readonly leaveMs: number;
+}
+
+/** How often the others are looked for. */
+const lookMs = 20;
+
+/**
+ * Steers, drains, and has the others end.
+ *
+ * @param endpoints This process's own, at one address; they accept.
+ * @param end Tells the others to end, for instance with a signal.
+ * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the endpoints cannot be
+ *   shared, or the group's order cannot be told, `ERR_TAKEOVER_TIMEOUT` when
+ *   the others are there still; then connections are spread over all again.
+ */
+export async function displace(
+  runtime: Runtime,
+  endpoints: readonly Endpoint[],
+  end: () => unknown,
+  { queueMs, leaveMs }: DisplacingLimits,
+): Promise<Displaced> {
+  const { address } = endpoints[0]!.identity;
+  if (address.family === "unix" || !isShared(runtime, endpoints[0]!.descriptor)) throw notShared(endpoints[0]!);
+  const own = new Set(endpoints.map(({ identity }) => identity.cookie));
+  const others = () => listedMembers(runtime, address, "stream").filter(({ cookie }) => !own.has(cookie));
+  const otherCount = others().length;
+  if (otherCount === 0) return { otherCount, waitedCount: 0, migrated: false };
+  const descriptors = endpoints.map(({ descriptor }) => descriptor);
+  const kept = new Set(own);
+  const away = await keepAwayFromOthers(runtime, descriptors, (cookie) => kept.has(cookie));
+  const spares = openSpares(runtime, descriptors, away.followsOrder ? otherCount - 1 : 0);
+  for (const { number } of spares) {
+    away.joined(number);
+    own.add(cookieOf(runtime, number));
+  }
+  const surplus = new Surplus(runtime, spares, () => endpoints);
+  try {
+    surplus.serve();
+    const waitedCount = waitingAt(others());
+    const serve = () => waitingAt(others()) === 0;
+    if (!away.migrates) await emptyListener(runtime, address, { serve, timeoutMs: queueMs });
+    await end();
+    await haveLeft(others, address, leaveMs);
+    return { otherCount, waitedCount, migrated: away.migrates };
+  } finally {
+    await away.refresh();
+    await surplus.close(away, queueMs);
+    away.end();
+  }
+}
+
+function openSpares(runtime: Runtime, descriptors: readonly number[], count: number): OwnedDescriptor[] {
+  const group = new ReuseportGroup(runtime, descriptors);
+  return Array.from({ length: count }, () => group.open());
+}
+
+function waitingAt(listeners: readonly ListedSocket[]): number {
+  return listeners.reduce((sum, { waitingCount }) => sum + waitingCount, 0);
+}
+
+async function haveLeft(others: () => readonly ListedSocket[], address: InetAddress, leaveMs: number): Promise<void> {
+  const until = deadlineOf({ timeoutMs: leaveMs });
+  for (let left = others(); left.length > 0; left = others()) {
+    if (Date.now() >= until) {
+      throw new TakeoverError(
+        "ERR_TAKEOVER_TIMEOUT",
+        `Cannot be alone at ${formatAddress(address)} within ${leaveMs} ms: expected the others to have ended, ` +
+          `${left.length} of their listeners are there; end them, and try again`,
+      );
+    }
+    await pause(lookMs);
+  }
+}
+
+function notShared({ name, identity }: Endpoint): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot displace others at ${formatAddress(identity.address)}: expected ${JSON.stringify(name)} to be a TCP ` +
+      "listener that shares its address; open it with listenGroup, or with reusePort",
+  );
+}

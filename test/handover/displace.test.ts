@@ -1,0 +1,122 @@
+/**
+ * Programs that know nothing of hand-overs and share their address
+ * (SO_REUSEPORT): replaced in the safe order they lose nobody, in their own
+ * they do. Every turn of every event loop takes 20 ms longer.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { test } from "node:test";
+import { commandFor, root } from "../support/binaries.mjs";
+import { asOrdinaryUser, nextOrdinary, openOrdinaryRelay, whyNotOrdinaryUser } from "../support/ordinary_user.ts";
+import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
+import { type RuntimeName, runtimes, Server } from "../support/server.ts";
+import { join } from "node:path";
+
+const example = "examples/http.ts";
+const other = "test/fixtures/reuseport.ts";
+const stalls = { STALL_MS: "20" };
+const roundCount = runtimes.length;
+const everyMs = 400;
+const freshPerSecond = 2_000;
+
+/** Who runs the servers. */
+interface Way {
+  open(): Promise<Relay>;
+  other(relay: Relay, env?: Record<string, string>): Server;
+  next(relay: Relay, runtime: RuntimeName, env: Record<string, string>): Promise<Server>;
+}
+
+const otherCommand = commandFor("bun", join(root, other));
+const otherEnv = (relay: Relay) => ({ PORT: String(relay.port), ...stalls });
+
+const asRoot: Way = {
+  open: () => Relay.open({ ...stalls, DRAIN_MS: "5000" }, example),
+  other: (relay, env) => new Server("bun", other, { ...otherEnv(relay), ...env }),
+  next: (relay, runtime, env) => relay.next(runtime, env),
+};
+
+const asUser: Way = {
+  open: () => openOrdinaryRelay({ ...stalls, DRAIN_MS: "5000" }, example),
+  other: (relay, env) => new Server("bun", other, { ...otherEnv(relay), ...env }, asOrdinaryUser(otherCommand)),
+  next: (relay, runtime, env) => nextOrdinary(relay, runtime, env, commandFor(runtime, join(root, example))),
+};
+
+/**
+ * Servers that share an address follow each other: one that knows nothing of
+ * hand-overs, then one that takes its place, then again one of the first kind,
+ * beside which the second is told to end, and so on.
+ */
+async function alternate(way: Way, othersAtOnce: number, listenerCount: number): Promise<void> {
+  await using relay = await way.open();
+  await using stack = new AsyncDisposableStack();
+  const startOthers = async () => {
+    const started = Array.from({ length: othersAtOnce }, () => stack.use(way.other(relay)));
+    for (const each of started) await each.event("ready");
+    return started;
+  };
+  let others = await startOthers();
+  using load = startLoad({ port: relay.port, seconds: 600, freshPerSecond });
+  await sleep(everyMs);
+  for (let round = 0; round < roundCount; round++) {
+    const env = { LISTENERS: String(listenerCount), DISPLACES: others.map(({ pid }) => pid).join(" ") };
+    const server = await way.next(relay, runtimes[round % runtimes.length]!, env);
+    const { otherCount, waitedCount, migrated } = await server.event("displaced");
+    console.log(JSON.stringify({ runtime: server.runtime, otherCount, waitedCount, migrated }));
+    assert.equal(otherCount, othersAtOnce);
+    for (const each of others) assert.equal(await each.ended, 0, each.stderr);
+    await sleep(everyMs);
+    if (round === roundCount - 1) break;
+    others = await startOthers();
+    await sleep(everyMs);
+    server.signal("SIGTERM");
+    const { reset } = await server.event("closed");
+    assert.equal(reset, 0);
+    assert.equal(await server.ended, 0, server.stderr);
+  }
+  load.stop();
+  const report = await load.report;
+  console.log(summaryOf(report));
+  assert.deepEqual(report.failures, {});
+}
+
+test("servers that share an address and follow each other lose connections", async () => {
+  await using relay = await Relay.open();
+  await using stack = new AsyncDisposableStack();
+  let last = stack.use(asRoot.other(relay));
+  await last.event("ready");
+  using load = startLoad({ port: relay.port, seconds: 600, freshPerSecond });
+  await sleep(everyMs);
+  for (let round = 0; round < roundCount; round++) {
+    const next = stack.use(asRoot.other(relay));
+    await next.event("ready");
+    last.signal("SIGTERM");
+    last = next;
+    await sleep(everyMs);
+  }
+  load.stop();
+  const report = await load.report;
+  console.log(summaryOf(report));
+  assert.ok((report.failures["fresh request: ECONNRESET"] ?? 0) > 0);
+});
+
+test("a server that displaces another, and ends beside one, loses none", () => alternate(asRoot, 1, 1));
+
+test("the same with three others and two listeners as an ordinary user", { skip: whyNotOrdinaryUser() }, () =>
+  alternate(asUser, 3, 2));
+
+test("the same with net.ipv4.tcp_migrate_req", { skip: whyNoMigration() }, async () => {
+  spawnSync("sysctl", ["-qw", "net.ipv4.tcp_migrate_req=1"]);
+  try {
+    await alternate(asUser, 1, 1);
+  } finally {
+    spawnSync("sysctl", ["-qw", "net.ipv4.tcp_migrate_req=0"]);
+  }
+});
+
+/** It is set in this suite's own namespace, or not at all. */
+function whyNoMigration(): string | false {
+  const { stdout } = spawnSync("sh", ["-c", "test $(readlink /proc/self/ns/net) = $(readlink /proc/1/ns/net) && echo same"]);
+  if (String(stdout).trim() === "same") return "this suite has no network namespace of its own";
+  return whyNotOrdinaryUser();
+}

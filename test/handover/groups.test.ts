@@ -1,0 +1,227 @@
+/**
+ * Groups of listeners (SO_REUSEPORT): whoever waits at one of them is served,
+ * whether all of them go on or not. The controls close the others at once.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { connect, type Socket } from "node:net";
+import { join } from "node:path";
+import { test } from "node:test";
+import { commandFor, root } from "../support/binaries.mjs";
+import { asOrdinaryUser, nextOrdinary, openOrdinaryRelay, whyNotOrdinaryUser } from "../support/ordinary_user.ts";
+import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
+import { nineHandOvers, type RuntimeName, runtimes, type Server } from "../support/server.ts";
+
+const fixture = "test/fixtures/group.ts";
+const memberCount = 8;
+const clientCount = 400;
+const ordinary = { skip: whyNotOrdinaryUser() };
+
+/** A client that asks once. */
+class Client {
+  readonly #socket: Socket;
+  /** What became of it: `answered`, or what it was told instead. */
+  readonly outcome: Promise<string>;
+
+  private constructor(socket: Socket, outcome: Promise<string>) {
+    this.#socket = socket;
+    this.outcome = outcome;
+  }
+
+  /** Resolves when the kernel has its connection. */
+  static async open(port: number): Promise<Client> {
+    const socket = connect({ host: "127.0.0.1", port });
+    const outcome = new Promise<string>((resolve) => {
+      socket.once("data", (bytes) => resolve(String(bytes).startsWith("HTTP/1.1 200") ? "answered" : String(bytes)));
+      socket.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code ?? "error"));
+      socket.once("close", () => resolve("closed"));
+    });
+    await new Promise((resolve) => socket.once("connect", resolve).once("close", resolve));
+    socket.write("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    return new Client(socket, outcome);
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+async function openClients(port: number, count = clientCount): Promise<Client[]> {
+  return await Promise.all(Array.from({ length: count }, () => Client.open(port)));
+}
+
+/** How many of the clients came to which end. */
+async function outcomesOf(clients: readonly Client[]): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {};
+  for (const client of clients) {
+    const outcome = await client.outcome;
+    counts[outcome] = (counts[outcome] ?? 0) + 1;
+    client.close();
+  }
+  return counts;
+}
+
+/** How many connections wait at each listener of a port (ss(8)). */
+function waitingAt(port: number): number[] {
+  const { stdout } = spawnSync("ss", ["-Hltn", `sport = :${port}`], { encoding: "utf8" });
+  return stdout.trim().split("\n").filter(Boolean).map((line) => Number(line.trim().split(/\s+/)[1]));
+}
+
+const sum = (counts: readonly number[]) => counts.reduce((total, count) => total + count, 0);
+
+/** How a chain's servers are run. */
+interface Way {
+  open(env: Record<string, string>): Promise<Relay>;
+  command(runtime: RuntimeName): readonly string[];
+  next(relay: Relay, runtime: RuntimeName, env: Record<string, string>): Promise<Server>;
+}
+
+const plain = (runtime: RuntimeName) => commandFor(runtime, join(root, fixture));
+
+/** As root, which may load programs of its own into the kernel. */
+const asRoot: Way = {
+  open: (env) => Relay.open(env, fixture),
+  command: plain,
+  next: (relay, runtime, env) => relay.next(runtime, env),
+};
+
+const asUser: Way = {
+  open: (env) => openOrdinaryRelay(env, fixture),
+  command: (runtime) => asOrdinaryUser(plain(runtime)),
+  next: (relay, runtime, env) => nextOrdinary(relay, runtime, env, plain(runtime)),
+};
+
+/**
+ * An incumbent with eight listeners that accepts nothing, a successor that has
+ * copies of them, and 400 clients that wait, some at each. Then the incumbent
+ * is killed, and the successor opens its servers.
+ */
+async function queued(
+  incumbent: RuntimeName,
+  successor: RuntimeName,
+  env: Record<string, string>,
+  way: Way = asRoot,
+): Promise<{ readonly outcomes: Record<string, number>; readonly next: Server; readonly port: number }> {
+  await using relay = await way.open({ LISTENERS: String(memberCount), SETTLE_MS: "100" });
+  const old = await way.next(relay, incumbent, {});
+  const next = relay.start(successor, { HOLD: "1", ...env }, way.command(successor));
+  relay.servers.push(next);
+  await next.event("held");
+  old.signal("SIGSTOP");
+  const clients = await openClients(relay.port);
+  const waiting = waitingAt(relay.port);
+  assert.equal(waiting.length, memberCount);
+  assert.ok(waiting.every((count) => count > 0) && sum(waiting) === clientCount, String(waiting));
+  old.signal("SIGKILL");
+  await old.ended;
+  next.child.stdin!.write("\n");
+  await next.event("ready");
+  const outcomes = await outcomesOf(clients);
+  if (!env.CARELESS) await next.event(env.LISTENERS ? "closed" : "settled");
+  return { outcomes, next, port: relay.port };
+}
+
+test("a successor that closes three of eight listeners at once resets whoever waits there", async () => {
+  const { outcomes } = await queued("node", "node", { LISTENERS: "5", CARELESS: "1" });
+  const { answered = 0, ...lost } = outcomes;
+  assert.ok(sum(Object.values(lost)) > 100, JSON.stringify(outcomes));
+  assert.equal(answered + sum(Object.values(lost)), clientCount);
+});
+
+for (const [index, runtime] of runtimes.entries()) {
+  const incumbent = runtimes[(index + 1) % runtimes.length]!;
+
+  test(`a group of eight is taken over whole by ${runtime}, and 400 who wait are answered`, async () => {
+    const { outcomes } = await queued(incumbent, runtime, {});
+    assert.deepEqual(outcomes, { answered: clientCount });
+  });
+
+  test(`a group of eight is taken over by ${runtime} with three fewer, and 400 who wait are answered`, async () => {
+    const { outcomes, next } = await queued(incumbent, runtime, { LISTENERS: "5" });
+    assert.deepEqual(outcomes, { answered: clientCount });
+    const { served, migrated, reset } = await next.event("closed");
+    assert.ok((served as number) + (migrated as number) > 0);
+    assert.equal(reset, 0);
+  });
+
+  test(`the same with ${runtime} as an ordinary user`, ordinary, async () => {
+    const { outcomes, next } = await queued(incumbent, runtime, { LISTENERS: "5" }, asUser);
+    assert.deepEqual(outcomes, { answered: clientCount });
+    const { served, migrated, reset } = await next.event("closed");
+    assert.ok((served as number) > 100, String(served));
+    assert.deepEqual({ migrated, reset }, { migrated: 0, reset: 0 });
+  });
+}
+
+/** Every generation wants another count, up and down. */
+const counts = [8, 5, 7, 3, 8, 8, 2, 1, 6, 4];
+
+async function changesUnderLoad(way: Way): Promise<void> {
+  await using relay = await way.open({ SETTLE_MS: "30", DRAIN_MS: "20000" });
+  const env = (index: number) => ({ LISTENERS: String(counts[index]) });
+  await way.next(relay, nineHandOvers[0]!, env(0));
+  using load = startLoad({ port: relay.port, seconds: 600, freshPerSecond: 3_000, busyCount: 8, idleCount: 50 });
+  for (const [index, runtime] of nineHandOvers.entries()) {
+    if (index === 0) continue;
+    await sleep(250);
+    await way.next(relay, runtime, env(index));
+    await relay.settled();
+    if (counts[index]! < counts[index - 1]!) await relay.current.event("closed");
+    else await sleep(100);
+    assert.equal(waitingAt(relay.port).length, counts[index]);
+  }
+  await sleep(250);
+  load.stop();
+  const report = await load.report;
+  console.log(summaryOf(report));
+  assert.deepEqual(report.failures, {});
+  assert.equal(Object.keys(report.byServer).length, counts.length, "every generation answered");
+  for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
+}
+
+test("nine hand-overs of a group that grows and shrinks lose nothing under load", () => changesUnderLoad(asRoot));
+
+test("nine hand-overs of a group that grows and shrinks lose nothing as an ordinary user", ordinary, () =>
+  changesUnderLoad(asUser));
+
+/** Sends connections one after the other, until a process of each generation that is due has answered. */
+async function spreads(port: number): Promise<number> {
+  const clients = await openClients(port, 200);
+  const counts = await outcomesOf(clients);
+  assert.deepEqual(counts, { answered: 200 });
+  return waitingAt(port).length;
+}
+
+for (const [from, to] of [[8, 5], [3, 6]] as const) {
+  test(`a successor with ${to} of ${from} listeners is killed in the lease, and nobody is refused`, async () => {
+    await using relay = await Relay.open({ SETTLE_MS: "60000", LISTENERS: String(from) }, fixture);
+    const incumbent = await relay.next("bun");
+    for (const runtime of ["node", "deno"] as const) {
+      const resumedCount = incumbent.events.filter(({ event }) => event === "resumed").length;
+      const successor = await relay.next(runtime, { LISTENERS: String(to) });
+      assert.deepEqual(await outcomesOf(await openClients(relay.port, 100)), { answered: 100 });
+      successor.signal("SIGSTOP");
+      // They wait at listeners that both have.
+      const waiting = await openClients(relay.port, 100);
+      successor.signal("SIGKILL");
+      await successor.ended;
+      assert.deepEqual(await outcomesOf(waiting), { answered: 100 });
+      while (incumbent.events.filter(({ event }) => event === "resumed").length === resumedCount) await sleep(10);
+      assert.equal(await spreads(relay.port), from);
+    }
+  });
+}
+
+test("a successor that is killed before it is ready leaves the group as it was", async () => {
+  await using relay = await Relay.open({ LISTENERS: "6" }, fixture);
+  await relay.next("node");
+  for (const [runtime, count] of [["deno", "2"], ["bun", "8"]] as const) {
+    const successor = relay.start(runtime, { LISTENERS: count, CRASH: "before-ready" });
+    relay.servers.push(successor);
+    await successor.ended;
+    await relay.servers[0]!.event("ready");
+    await sleep(100);
+    assert.equal(await spreads(relay.port), 6);
+  }
+});
