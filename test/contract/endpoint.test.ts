@@ -5,38 +5,14 @@ import process from "node:process";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { Endpoint } from "../../src/natives/endpoint.ts";
 import { registrationsOf, unregister } from "../../src/sockets/event_loop.ts";
-import { adopt, type Open } from "../../src/natives/graft.ts";
-import { defaultLimits } from "../../src/limits.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
-import type { SocketAddress } from "../../src/c/sockaddr.ts";
-import { cookieOf, duplicateOver, identify, isListening, localAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
+import { cookieOf, duplicateOver, identify, isListening, localAddress } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
-import { ask, onBun, onDeno, openNull, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
+import { loopback, served } from "./served.ts";
+import { ask, onBun, onDeno, queuedCount, reachable, runtime, sleep, test, until } from "./support.ts";
 
 const { libc } = runtime;
-const loopback: SocketAddress = { family: "inet", hostname: "127.83.79.68", port: 0 };
-
-/** An endpoint in a server that answers, and another copy of its socket, as a successor has one. */
-interface Served<T> {
-  readonly endpoint: Endpoint;
-  readonly server: T;
-  readonly identity: SocketIdentity;
-  readonly copy: OwnedDescriptor;
-}
-
-async function served<T>(native: Native<T>, address: SocketAddress = loopback): Promise<Served<T>> {
-  const socket = bindListener(runtime, address, { port: 0 });
-  const identity = identify(runtime, socket.number)!;
-  const copy = openNull();
-  duplicateOver(runtime, socket.number, copy.number);
-  const adopted = await adopt(runtime, defaultLimits, "web", socket, identity, native.open as Open<T>);
-  const { descriptor, registrations } = adopted;
-  const parts = { kind: "listener", name: "web", descriptor, identity, registrations, paused: true, isSupervised: false } as const;
-  const endpoint = new Endpoint(runtime, parts);
-  endpoint.resume();
-  return { endpoint, server: adopted.native as T, identity, copy };
-}
 
 /** How much of one processor this process takes while it has nothing to do: 1 is all of it. */
 async function cpuShare(): Promise<number> {

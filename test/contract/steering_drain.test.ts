@@ -11,8 +11,8 @@ import { drainListener } from "../../src/steering/drain_listener.ts";
 import { anyHops, leastHopsOf } from "../../src/steering/least_hops.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
 import type { ReuseportGroup } from "../../src/steering/reuseport.ts";
-import { connections, deafConnections, groupOf, lateConnections, openClient, outcomes, serve } from "./steering_ends.ts";
-import { openNull, patienceMs, queuedCount, runtime, sleep, takeoverError, test, until } from "./support.ts";
+import { connections, deafConnections, ended, groupOf, lateConnections, openClient, serve } from "./steering_ends.ts";
+import { openNull, patienceMs, queuedCount, runtime, sleep, takeoverError, test } from "./support.ts";
 
 const everywhere6: InetAddress = { family: "inet6", hostname: "::", port: 0 };
 
@@ -30,23 +30,6 @@ function serveAll(sockets: readonly OwnedDescriptor[]): void {
       serve(new OwnedDescriptor(runtime, connection));
     }
   }
-}
-
-/** Until every client has an answer, or an end of another kind. */
-async function ended(clients: readonly OwnedDescriptor[]): Promise<Record<string, number>> {
-  const sum: Record<string, number> = {};
-  let left = clients;
-  await until(() => {
-    const still: OwnedDescriptor[] = [];
-    for (const client of left) {
-      const [[name]] = Object.entries(outcomes([client])) as [[string, number]];
-      if (name === "EAGAIN" || name === "ENOTCONN") still.push(client);
-      else sum[name] = (sum[name] ?? 0) + 1;
-    }
-    left = still;
-    return left.length === 0;
-  }, () => `${left.length} clients to be answered`);
-  return sum;
 }
 
 test("a listener that is closed at once resets what waits, and what is half open", async () => {

@@ -15,7 +15,7 @@ import { bindSocket, connectSocket, openSocket, setIntegerOption } from "../../s
 import { mostHops, setLeastHops } from "../../src/steering/least_hops.ts";
 import { openGroup, type ReuseportGroup } from "../../src/steering/reuseport.ts";
 import type { GroupType } from "../../src/steering/socket_diag.ts";
-import { runtime } from "./support.ts";
+import { runtime, until } from "./support.ts";
 
 const { abi, libc } = runtime;
 
@@ -105,6 +105,23 @@ export function outcomes(clients: readonly OwnedDescriptor[]): Record<string, nu
     counts[name] = (counts[name] ?? 0) + 1;
   }
   return counts;
+}
+
+/** Until every client has an answer, or an end of another kind. */
+export async function ended(clients: readonly OwnedDescriptor[]): Promise<Record<string, number>> {
+  const sum: Record<string, number> = {};
+  let left = clients;
+  await until(() => {
+    const still: OwnedDescriptor[] = [];
+    for (const client of left) {
+      const [[name]] = Object.entries(outcomes([client])) as [[string, number]];
+      if (name === "EAGAIN" || name === "ENOTCONN") still.push(client);
+      else sum[name] = (sum[name] ?? 0) + 1;
+    }
+    left = still;
+    return left.length === 0;
+  }, () => `${left.length} clients to be answered`);
+  return sum;
 }
 
 function begun(count: number, address: InetAddress, prepare: (number: number) => void): OwnedDescriptor[] {
