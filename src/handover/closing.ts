@@ -12,7 +12,7 @@
  */
 
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
-import { pause } from "../channels/readiness.ts";
+import { deadlineOf, pause } from "../channels/readiness.ts";
 import { SystemError, TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
@@ -65,29 +65,35 @@ interface Refusal {
 
 async function closeAt(runtime: Runtime, endpoints: readonly Endpoint[], timeoutMs: number): Promise<QueueCounts> {
   const { address } = endpoints[0]!.identity;
-  const waiting = () => endpoints.reduce((sum, { descriptor, alive }) => {
-    return sum + (alive ? waitingCount(runtime, descriptor) : 0);
-  }, 0);
   const refusal = await refuse(runtime, endpoints);
   const { migrates } = refusal;
-  const before = waiting();
+  const until = deadlineOf({ timeoutMs });
+  const left = [...endpoints];
+  const waiting = () => left.reduce((sum, each) => sum + (each.alive ? waitingCount(runtime, each.descriptor) : 0), 0);
   const serve = () => {
     refusal.served();
     return waiting() === 0;
   };
-  try {
+  const before = waiting();
+  let [comingCount, leftCount, unfinishedCount] = [0, 0, 0];
+  // One may have come while the listener before left, and the next program was not there yet.
+  for (; left.length > 0; left.pop()) {
+    const restMs = Math.max(0, until - Date.now());
+    // What the kernel gives to others is not waited for.
     if (migrates) await pause(settlingMs);
-    const emptied = migrates ? nobody : await emptyListener(runtime, address, { serve, timeoutMs });
+    const found = migrates ? nobody : await emptyListener(runtime, address, { serve, timeoutMs: restMs });
+    if (left.length === endpoints.length) comingCount = found.halfOpenCount;
+    unfinishedCount = found.unfinishedCount ?? 0;
     refusal.served();
-    const left = waiting() + (emptied.unfinishedCount ?? 0);
-    const served = Math.max(before + emptied.halfOpenCount - left, 0);
-    return { served, migrated: migrates ? left : 0, reset: migrates ? 0 : left };
-  } finally {
-    for (const endpoint of endpoints.toReversed()) refusal.close(endpoint, endpoint === endpoints[0]);
+    const last = left.at(-1)!;
+    if (last.alive) leftCount += waitingCount(runtime, last.descriptor);
+    refusal.close(last, left.length === 1);
   }
+  leftCount += unfinishedCount;
+  const served = Math.max(before + comingCount - leftCount, 0);
+  return { served, migrated: migrates ? leftCount : 0, reset: migrates ? 0 : leftCount };
 }
 
-/** What the kernel gives to others is not waited for. */
 const nobody = { halfOpenCount: 0, unfinishedCount: 0 } as const;
 
 async function refuse(runtime: Runtime, endpoints: readonly Endpoint[]): Promise<Refusal> {

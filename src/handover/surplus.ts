@@ -7,7 +7,7 @@
  */
 
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { pause, stopWaiting, waitReadable } from "../channels/readiness.ts";
+import { deadlineOf, pause, stopWaiting, waitReadable } from "../channels/readiness.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
@@ -56,16 +56,21 @@ export class Surplus {
     const open = this.#listeners.filter(({ number }) => number >= 0);
     const address = open[0] && localAddress(this.#runtime, open[0].number);
     if (!address) return noQueues;
-    const unfinishedCount = away.migrates ? await this.#settle() : await this.#empty(open, address, timeoutMs);
-    const left = this.#waiting(open) + unfinishedCount;
-    for (const listener of open.toReversed()) {
-      await this.#inTurn(async () => {
-        // One may have come while the listener before left, and the next program was not there yet.
-        if (!away.migrates) await this.#lend(listener);
-        this.#closeOne(listener, away);
+    const until = deadlineOf({ timeoutMs });
+    let leftCount = 0;
+    let unfinishedCount = 0;
+    // One may have come while the listener before left, and the next program was not there yet.
+    for (const left = [...open]; left.length > 0; left.pop()) {
+      const restMs = Math.max(0, until - Date.now());
+      unfinishedCount = away.migrates ? await this.#settle() : await this.#empty(left, address, restMs);
+      await this.#inTurn(() => {
+        const last = left.at(-1)!;
+        leftCount += waitingCount(this.#runtime, last.number);
+        this.#closeOne(last, away);
       });
     }
-    return { served: this.#servedCount, migrated: away.migrates ? left : 0, reset: away.migrates ? 0 : left };
+    leftCount += unfinishedCount;
+    return { served: this.#servedCount, migrated: away.migrates ? leftCount : 0, reset: away.migrates ? 0 : leftCount };
   }
 
   /** What the kernel gives to the others is not waited for. */
@@ -118,7 +123,7 @@ export class Surplus {
   }
 
   /** What a server has lent is still open when it is closed here. */
-  async #inTurn(call: () => Promise<void>): Promise<void> {
+  async #inTurn(call: () => Promise<void> | void): Promise<void> {
     const turn = this.#turn.then(call);
     this.#turn = turn.catch(() => {});
     await turn;

@@ -23,6 +23,9 @@ import { everythingTo } from "./programs.ts";
 import { type GroupMember, migratesConnections, ReuseportGroup } from "./reuseport.ts";
 import { openMemberMap, steerAmong } from "./sk_reuseport.ts";
 
+/** How long a packet of our own hardly ever takes within one machine. */
+const quickMs = 50;
+
 /** How new connections are kept away. */
 export interface KeepingAway {
   /** Whether what waits at a listener that closes goes on to the others by itself. */
@@ -94,16 +97,26 @@ async function bySlots(
   group: ReuseportGroup,
   isKept: (cookie: string) => boolean,
 ): Promise<KeepingAway> {
-  await group.refresh();
+  await refresh(group);
   group.steer((_, members) => toKept(members, isKept));
   return {
     migrates: migratesConnections(runtime),
     followsOrder: true,
-    refresh: () => group.refresh(),
+    refresh: () => refresh(group),
     joined: (descriptor) => group.joined(descriptor),
     left: (cookie) => group.left(cookie),
     end: () => release(runtime, group.members),
   };
+}
+
+/** A slot of somebody else's tells nothing, and costs the whole time. */
+async function refresh(group: ReuseportGroup): Promise<void> {
+  try {
+    await group.refresh(quickMs);
+  } catch (error) {
+    if (!(error instanceof TakeoverError && error.code === "ERR_TAKEOVER_STATE")) throw error;
+    await group.refresh();
+  }
 }
 
 function toKept(members: readonly GroupMember[], isKept: (cookie: string) => boolean): readonly Line[] {

@@ -64,7 +64,11 @@ export async function readOrder(runtime: Runtime, group: Unordered): Promise<(nu
   const busy = group.descriptors.find((descriptor) => group.type === "dgram" && hasFilter(runtime, descriptor));
   if (busy !== undefined) throw untold(group, `the socket ${busy} has a filter of its own (SO_ATTACH_FILTER)`);
   const order: (number | null)[] = [];
-  for (let slot = 0; slot < group.count; slot++) order.push(await probe(runtime, group, slot));
+  for (let slot = 0; slot < group.count; slot++) {
+    // Where all of this process are known, the others are somebody else's.
+    const isKnown = order.filter((index) => index !== null).length === group.descriptors.length;
+    order.push(isKnown ? null : await probe(runtime, group, slot));
+  }
   const found = order.filter((index) => index !== null);
   const foundCount = new Set(found).size;
   if (found.length === group.descriptors.length && foundCount === found.length) return order;
