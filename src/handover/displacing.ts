@@ -36,7 +36,7 @@ export interface Displaced {
   readonly otherCount: number;
   /** How many connections waited at them when new ones were kept away; they have accepted those. */
   readonly waitedCount: number;
-  /** Whether the kernel gave what was left there to this process, so that nothing was waited for. */
+  /** Whether the kernel gave to this process what was left there when they closed. */
   readonly migrated: boolean;
 }
 
@@ -85,7 +85,8 @@ export async function displace(
     surplus.serve();
     const waitedCount = waitingAt(others());
     const serve = () => waitingAt(others()) === 0;
-    if (!away.migrates) await emptyListener(runtime, address, { serve, timeoutMs: queueMs });
+    // Also where the kernel would give us what waits: a program that is told to end does nothing else as gracefully.
+    await emptyListener(runtime, address, { serve, timeoutMs: queueMs });
     await end();
     await haveLeft(others, address, leaveMs);
     return { otherCount, waitedCount, migrated: away.migrates };

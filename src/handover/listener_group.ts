@@ -17,7 +17,7 @@
  * @module
  */
 
-import type { SocketAddress } from "../c/sockaddr.ts";
+import { sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { satisfies } from "../sockets/address.ts";
@@ -40,19 +40,20 @@ export function memberNames(name: string, inherited: readonly string[], count: n
   return names;
 }
 
-/** What an incumbent has of a group, in the order of its members. */
+/** What an incumbent has of a group, in the order of its members: all are where the first is. */
 export function inheritedMembers(
   name: string,
   endpoints: ReadonlyMap<string, Unopened>,
   wanted: SocketAddress,
 ): [string, Unopened][] {
   const numberOf = (each: string) => each === name ? 1 : Number(/^[1-9]\d*$/.exec(each.slice(name.length + 1))?.[0]);
-  return [...endpoints]
+  const named = [...endpoints]
     .filter(([each, { identity }]) => {
       const isNamed = each === name || each.startsWith(`${name}.`) && numberOf(each) >= 2;
       return isNamed && identity.listening && satisfies(identity.address, wanted);
     })
     .sort(([a], [b]) => numberOf(a) - numberOf(b));
+  return named.filter(([, { identity }]) => sameAddress(identity.address, named[0]![1].identity.address));
 }
 
 /** The group as one process serves it. */

@@ -5,20 +5,20 @@
  */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
+import { join } from "node:path";
 import { test } from "node:test";
 import { commandFor, root } from "../support/binaries.mjs";
 import { asOrdinaryUser, nextOrdinary, openOrdinaryRelay, whyNotOrdinaryUser } from "../support/ordinary_user.ts";
 import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
 import { type RuntimeName, runtimes, Server } from "../support/server.ts";
-import { join } from "node:path";
+import { whyNoMigration, withMigration } from "../support/migration.ts";
 
 const example = "examples/http.ts";
 const other = "test/fixtures/reuseport.ts";
 const stalls = { STALL_MS: "20" };
 const roundCount = runtimes.length;
 const everyMs = 400;
-const freshPerSecond = 2_000;
+const freshPerSecond = 1_000;
 
 /** Who runs the servers. */
 interface Way {
@@ -105,18 +105,5 @@ test("a server that displaces another, and ends beside one, loses none", () => a
 test("the same with three others and two listeners as an ordinary user", { skip: whyNotOrdinaryUser() }, () =>
   alternate(asUser, 3, 2));
 
-test("the same with net.ipv4.tcp_migrate_req", { skip: whyNoMigration() }, async () => {
-  spawnSync("sysctl", ["-qw", "net.ipv4.tcp_migrate_req=1"]);
-  try {
-    await alternate(asUser, 1, 1);
-  } finally {
-    spawnSync("sysctl", ["-qw", "net.ipv4.tcp_migrate_req=0"]);
-  }
-});
-
-/** It is set in this suite's own namespace, or not at all. */
-function whyNoMigration(): string | false {
-  const { stdout } = spawnSync("sh", ["-c", "test $(readlink /proc/self/ns/net) = $(readlink /proc/1/ns/net) && echo same"]);
-  if (String(stdout).trim() === "same") return "this suite has no network namespace of its own";
-  return whyNotOrdinaryUser();
-}
+test("the same with net.ipv4.tcp_migrate_req", { skip: whyNoMigration() }, () =>
+  withMigration(() => alternate(asUser, 1, 1)));

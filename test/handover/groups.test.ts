@@ -9,6 +9,7 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { commandFor, root } from "../support/binaries.mjs";
+import { whyNoMigration, withMigration } from "../support/migration.ts";
 import { asOrdinaryUser, nextOrdinary, openOrdinaryRelay, whyNotOrdinaryUser } from "../support/ordinary_user.ts";
 import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
 import { nineHandOvers, type RuntimeName, runtimes, type Server } from "../support/server.ts";
@@ -153,6 +154,12 @@ for (const [index, runtime] of runtimes.entries()) {
     assert.deepEqual({ migrated, reset }, { migrated: 0, reset: 0 });
   });
 }
+
+test("the kernel gives what waits to the others with net.ipv4.tcp_migrate_req", { skip: whyNoMigration() }, async () => {
+  const { outcomes, next } = await withMigration(() => queued("deno", "node", { LISTENERS: "5" }, asUser));
+  assert.deepEqual(outcomes, { answered: clientCount });
+  assert.equal((await next.event("closed")).reset, 0);
+});
 
 /** Every generation wants another count, up and down. */
 const counts = [8, 5, 7, 3, 8, 8, 2, 1, 6, 4];
