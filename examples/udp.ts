@@ -25,7 +25,7 @@ import type { FlowOptions, Flows } from "../mod.ts";
 import { address, Bun, Deno, run, type Who } from "./service.ts";
 
 /** What comes while a process starts to serve waits in the socket. */
-const receiveBufferSize = 4 * 1024 * 1024;
+const receiveBufferSize = 16 * 1024 * 1024;
 
 /** A socket, as all three runtimes have one. */
 interface Socket {
