@@ -30,7 +30,7 @@ function alone(command) {
 }
 
 /** Suites that load the machine, or measure it, have it to themselves. */
-const loads = ["load", "connections", "keep_alive", "whole", "websockets", "datagrams", "haproxy", "seize", "kill", "connections_kill"];
+const loads = ["load", "connections", "keep_alive", "whole", "websockets", "datagrams", "ordinary_user", "haproxy", "seize", "kill", "connections_kill"];
 
 const inProcesses = (kind, file) => {
   const name = file.replace(/^.*\/|\.test\.ts$/g, "");

@@ -13,20 +13,16 @@ import {
   assertHardlyAnythingLost,
   assertNothingLost,
   datagramCommandFor,
+  handsOver,
+  keepsFlows,
   Load,
   next,
   relayed,
 } from "../support/datagrams.ts";
 import { freePort, sleep } from "../support/relay.ts";
-import { nineHandOvers, type RuntimeName, runtimes, Server } from "../support/server.ts";
+import { runtimes, Server } from "../support/server.ts";
 
-const handOverCount = 20;
 const restMs = 200;
-
-/** The runtime of each generation: every pair again and again. */
-function runtimeOf(index: number): RuntimeName {
-  return nineHandOvers[index % (nineHandOvers.length - 1)]!;
-}
 
 test("stop-then-start loses datagrams, and the load client counts them", async () => {
   await using relay = await relayed();
@@ -58,34 +54,13 @@ test("a datagram that is answered twice, or not at all, is noticed, also when th
   assert.deepEqual(Object.keys(instead!).sort(), ["again", "unanswered"]);
 });
 
-/** Goes through all pairs of runtimes; gives what came of it, once the first of the two has ended. */
-async function handsOver(flows?: string): Promise<void> {
-  await using relay = await relayed(flows === undefined ? {} : { FLOWS: flows, DRAIN_MS: "1500" });
-  const tags = flows === undefined ? [0] : Array.from({ length: handOverCount + 1 }, (_, tag) => tag);
-  await next(relay, runtimeOf(0));
-  using load = await Load.start(relay, 10_000, tags);
-  const drainingCounts: number[] = [];
-  for (let index = 1; index <= handOverCount; index++) {
-    await sleep(restMs);
-    await next(relay, runtimeOf(index));
-    await relay.settled();
-    drainingCounts.push(relay.servers.filter(({ child }) => child.exitCode === null).length - 1);
-  }
-  await sleep(restMs);
-  const report = await load.stop();
-  assertNothingLost(report, handOverCount + 1);
-  for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
-  if (flows === undefined) return;
-  for (const tag of tags.slice(1)) assert.ok((report.byTag[tag]![tag] ?? 0) > 0, `generation ${tag} answered its own flows`);
-  assert.ok(Math.max(...drainingCounts) >= 2, `several generations drain at once: ${drainingCounts}`);
-}
+test("20 hand-overs through all pairs of runtimes lose and double no datagram", () => handsOver(20));
 
-test("20 hand-overs through all pairs of runtimes lose and double no datagram", () => handsOver());
-
-test("20 hand-overs lose and double no datagram of steered flows, several generations at once", () => handsOver("steered"));
+test("20 hand-overs lose and double no datagram of steered flows, several generations at once", () =>
+  handsOver(20, "steered"));
 
 test("20 hand-overs lose and double no datagram of forwarded flows, several generations at once", () =>
-  handsOver("forwarded"));
+  handsOver(20, "forwarded"));
 
 test("a successor that is killed before it is ready takes no datagram with it", async () => {
   await using relay = await relayed();
@@ -128,33 +103,6 @@ test("a successor goes on alone when its incumbent is killed in the lease, and i
   assertHardlyAnythingLost(report);
   assert.equal(Object.keys(report.byGeneration).at(-1), "3");
 });
-
-const allTags = [0, 1, 2, 3, 4];
-
-/** Four generations, of which the third ends by itself and the first is killed. */
-async function keepsFlows(flows: string): Promise<void> {
-  await using relay = await relayed({ FLOWS: flows, DRAIN_MS: "60000" });
-  await next(relay, "node");
-  using load = await Load.start(relay, 10_000, allTags);
-  for (const runtime of ["deno", "bun", "node"] as const) {
-    // The third ends by itself, in the middle of the load.
-    await next(relay, runtime, runtime === "bun" ? { DRAIN_MS: "1500" } : {});
-    await relay.settled();
-    await sleep(restMs);
-  }
-  await relay.servers[2]!.ended;
-  await sleep(restMs);
-  const report = await load.stop();
-  assertNothingLost(report, 4);
-  assert.deepEqual(answerers(report), { 0: "1 2 3 4", 1: "1", 2: "1 2", 3: "1 2 3 4", 4: "1 2 3 4" });
-  relay.servers[0]!.signal("SIGKILL");
-  await relay.servers[0]!.ended;
-  using later = await Load.start(relay, 10_000, allTags);
-  await sleep(restMs);
-  const left = await later.stop();
-  assertNothingLost(left, 2);
-  assert.deepEqual(answerers(left), { 0: "4", 1: "4", 2: "2", 3: "4", 4: "4" });
-}
 
 test("forwarded flows are answered by the generation that knows them, four at once, and by the newest afterwards", () =>
   keepsFlows("forwarded"));
