@@ -4,7 +4,7 @@
  *
  *   0   1  tag: the generation whose flow it is
  *   4   4  number of the round: late answers of an earlier one do not count
- *   8   8  when it was sent, in nanoseconds
+ *   8   8  when it was sent, in milliseconds
  *   16  16 nothing
  *
  * The ports stay the same for as long as the client lives. Each line on stdin is
@@ -127,7 +127,7 @@ static double window(double ms, int count, int tag) {
   return answered / (end - start) * 1e3;
 }
 
-/* Spins: a timer would send in bursts. */
+/* Rests for moments only: a timer of a millisecond would send in bursts. */
 static double rate(double ms, double per_second, int tag) {
   long total = (long)(ms * per_second / 1e3);
   double start = now_ms();

@@ -29,6 +29,7 @@ const aim = 0.98;
 const script = "bench/servers/datagrams.ts";
 const windowCount = 64;
 const warmUpMs = 200;
+const primingMs = 20;
 
 /** Where the search for a loss begins, as a share of what the window has reached, and what the next step is. */
 const search = { from: 0.3, growth: 1.15 } as const;
@@ -85,7 +86,7 @@ export async function run({ quick }: Options): Promise<readonly Table[]> {
     for (let set = 0; set < setCount; set++) {
       const isLast = set === setCount - 1;
       await using stack = new AsyncDisposableStack();
-      const chains = await startAll(runtime, scratch, stack);
+      const chains = await startAll(runtime, scratch, client, stack);
       const play = (name: string, ms: number) => playWindow(chains, name, client, ms);
       // The runtimes' compilers get their time before anything counts.
       await interleave(names, 2, (name) => play(name, warmUpMs));
@@ -123,6 +124,7 @@ function costTable(rows: readonly Row[], what: string): Table {
 async function startAll(
   runtime: RuntimeName,
   scratch: Scratch,
+  client: Player,
   stack: AsyncDisposableStack,
 ): Promise<Map<Contestant["server"], Chain>> {
   const start = (env: Record<string, string>) =>
@@ -130,7 +132,9 @@ async function startAll(
   const chain = async (kind: Contestant["server"], env: Record<string, string>): Promise<Chain> => {
     const path = join(scratch.path, `${runtime} ${kind} ${performance.now()}.sock`);
     const first = start({ TAKEOVER: path, ...env });
-    await first.event("open");
+    const { port } = await first.event("open");
+    // It is to have known its flows before there is a second.
+    await client.play("window", port as number, primingMs, windowCount, 1);
     const second = start({ TAKEOVER: path, ...env });
     const { generation } = await second.event("open");
     if (generation !== 2) throw new Error(`Expected a second generation, got ${generation}`);

@@ -82,8 +82,8 @@ export class Load implements Disposable {
     this.#client.stop();
     const report = await this.#client.report;
     console.log(JSON.stringify(report));
-    const least = leastShare * this.#perSecond;
-    assert.ok(report.perSecond >= least, `the client sent ${report.perSecond} a second, and was to send ${this.#perSecond}`);
+    const [reached, wanted] = [report.perSecond, this.#perSecond];
+    assert.ok(reached >= leastShare * wanted, `the client sent ${reached} a second, and was to send ${wanted}`);
     return report;
   }
 
@@ -137,7 +137,9 @@ export async function handsOver(handOverCount: number, flows?: string, runner: R
   assertNothingLost(report, handOverCount + 1);
   for (const server of relay.servers.slice(0, -1)) assert.equal(await server.ended, 0, server.stderr);
   if (flows === undefined) return;
-  for (const tag of tags.slice(1)) assert.ok((report.byTag[tag]![tag] ?? 0) > 0, `generation ${tag} answered its own flows`);
+  for (const tag of tags.slice(1)) {
+    assert.ok((report.byTag[tag]![tag] ?? 0) > 0, `generation ${tag} answered its own flows`);
+  }
   assert.ok(mostCount >= 3, `several generations drain beside the newest: there were at most ${mostCount} processes`);
 }
 

@@ -88,7 +88,7 @@ export class Asker implements Disposable {
     return numbers;
   }
 
-  /** How often each generation has answered, once every one of them is answered or the time is up, and a moment later. */
+  /** How often each generation has answered: a moment after every one has its answer, or when the time is up. */
   async answersTo(numbers: readonly number[], limitMs = 10_000): Promise<Record<string, number>> {
     const until = Date.now() + limitMs;
     while (Date.now() < until && numbers.some((number) => this.#answers.get(number)!.length === 0)) {
