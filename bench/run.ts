@@ -11,6 +11,7 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import * as adopt from "./adopt.ts";
 import * as connections from "./connections.ts";
+import * as datagrams from "./datagrams.ts";
 import * as descriptors from "./descriptors.ts";
 import * as forward from "./forward.ts";
 import * as fresh from "./fresh.ts";
@@ -30,6 +31,7 @@ const benches: Readonly<Record<string, Bench>> = {
   keep_alive: keepAlive.run,
   forward: forward.run,
   connections: connections.run,
+  datagrams: datagrams.run,
 };
 
 const { values: { quick, json }, positionals } = parseArgs({

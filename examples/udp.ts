@@ -8,9 +8,10 @@
  * node examples/udp.ts
  * ```
  *
- * Each datagram is answered with `{"n":1,"pid":4711,"generation":1}`: `n` counts
- * those that this process has answered. The first byte of a datagram is the
- * generation that issued the flow's tag, 0 for none.
+ * Each datagram is answered with `{"n":1,"number":7,"pid":4711,"generation":1}`:
+ * `n` counts those that this process has answered. The first byte of a datagram
+ * is the generation that issued the flow's tag, 0 for none; the next four are
+ * its number, which the answer repeats.
  *
  * Start it again, on the same runtime or another, and the second takes over.
  * With `FLOWS=forwarded` or `FLOWS=steered` the first goes on answering the datagrams with its own
@@ -24,7 +25,7 @@ import type { FlowOptions, Flows } from "../mod.ts";
 import { address, Bun, Deno, run, type Who } from "./service.ts";
 
 /** What comes while a process starts to serve waits in the socket. */
-const receiveBufferSize = 4 * 1024 * 1024;
+const receiveBufferSize = 16 * 1024 * 1024;
 
 /** A socket, as all three runtimes have one. */
 interface Socket {
@@ -42,13 +43,13 @@ await run("udp", (takeover, who) => {
   let socket: Socket;
   const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
   // What a newer process has read for this one.
-  const datagram = (_: Uint8Array, { port, hostname }: { port: number; hostname: string }) => {
-    socket.send(next(), port, hostname);
+  const datagram = (bytes: Uint8Array, { port, hostname }: { port: number; hostname: string }) => {
+    socket.send(next(bytes), port, hostname);
   };
   const open = async (at: At, flows: Flows) => {
     const family = at.hostname.includes(":") ? "inet6" : "inet";
     return socket = await receive(at, (bytes, port, hostname) => {
-      if (!flows.take(bytes, { family, hostname, port })) socket.send(next(), port, hostname);
+      if (!flows.take(bytes, { family, hostname, port })) socket.send(next(bytes), port, hostname);
     });
   };
   const ways: Record<string, FlowOptions> = {
@@ -60,10 +61,14 @@ await run("udp", (takeover, who) => {
 });
 
 /** Gives one answer after the other. */
-function answers({ pid, generation }: Who): () => Uint8Array {
+function answers({ pid, generation }: Who): (bytes: Uint8Array) => Uint8Array {
   const encoder = new TextEncoder();
   let n = 0;
-  return () => encoder.encode(JSON.stringify({ n: ++n, pid, generation }));
+  return (bytes) => encoder.encode(JSON.stringify({ n: ++n, number: numberOf(bytes), pid, generation }));
+}
+
+function numberOf(bytes: Uint8Array): number {
+  return bytes.length < 5 ? 0 : new DataView(bytes.buffer, bytes.byteOffset).getUint32(1);
 }
 
 /** Opens a socket of the runtime's own kind. */

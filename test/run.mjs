@@ -30,7 +30,10 @@ function alone(command) {
 }
 
 /** Suites that load the machine, or measure it, have it to themselves. */
-const loads = ["load", "connections", "keep_alive", "whole", "websockets", "datagrams", "groups", "displace", "haproxy", "seize", "kill", "connections_kill"];
+const loads = [
+  "load", "connections", "keep_alive", "whole", "websockets", "datagrams", "groups", "displace", "ordinary_user",
+  "haproxy", "seize", "kill", "connections_kill",
+];
 
 const inProcesses = (kind, file) => {
   const name = file.replace(/^.*\/|\.test\.ts$/g, "");

@@ -64,7 +64,8 @@ export async function nextOrdinary(
   command: readonly string[],
 ): Promise<Server> {
   const home = homeOf(relay);
-  const server = await relay.next(runtime, { HOME: home, DENO_DIR: join(home, "deno"), ...env }, asOrdinaryUser(command));
+  const own = { HOME: home, DENO_DIR: join(home, "deno"), ...env };
+  const server = await relay.next(runtime, own, asOrdinaryUser(command));
   assertOrdinary(server);
   return server;
 }
