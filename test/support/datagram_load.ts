@@ -176,7 +176,8 @@ function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-const flows = await Promise.all(Array.from({ length: plan.flowCount }, (_, index) => Flow.open(tags[index % tags.length]!)));
+const tagOf = (index: number) => tags[index % tags.length]!;
+const flows = await Promise.all(Array.from({ length: plan.flowCount }, (_, index) => Flow.open(tagOf(index))));
 const unansweredCount = () => flows.reduce((sum, flow) => sum + flow.unansweredCount, 0);
 let isOver = false;
 process.once("SIGTERM", () => isOver = true);
