@@ -15,7 +15,7 @@ import { replayedSink } from "../connections/replayed.ts";
 import { TruePeers } from "../connections/true_peers.ts";
 import { WebSockets } from "../connections/websockets.ts";
 import type { Json } from "../connections/movable.ts";
-import type { InetAddress, SocketAddress } from "../c/sockaddr.ts";
+import { formatAddress, type InetAddress, type SocketAddress } from "../c/sockaddr.ts";
 import type { Conversation } from "./conversation.ts";
 import { Departures, type Exit, type Progress } from "./departures.ts";
 import type { Drain, Drained } from "./drain.ts";
@@ -45,6 +45,7 @@ export interface DrainOutcome extends Drained {
 
 /** An HTTP server's ways out and in. */
 interface Server {
+  readonly endpoint: Endpoint;
   readonly exits: readonly Exit[];
   readonly entrances: readonly Entrance[];
 }
@@ -68,6 +69,8 @@ export class Moves {
   #departures: Departures | null = null;
   #isClosed = false;
   #isArriving = false;
+  /** The event loop of this thread; others' connections are not touched. */
+  #eventLoop: number | null = null;
 
   /**
    * @param drain What the process's handlers are wrapped with.
@@ -122,6 +125,7 @@ export class Moves {
       checkHead: (head, arrival) => this.webSockets.checkHead(head, arrival),
     });
     this.#servers.set(name, {
+      endpoint,
       exits: [
         { name, kind: "websocket", source: this.webSockets.source(name) },
         { name, kind: "http", source: new HttpSource(this.#http, name) },
@@ -147,15 +151,25 @@ export class Moves {
     return connections;
   }
 
-  /** This process is a successor: its incumbent's connections may come. */
-  arrive(channel: FdChannel): void {
+  /**
+   * This process is a successor: its incumbent's connections may come.
+   *
+   * @param eventLoop This thread's.
+   */
+  arrive(channel: FdChannel, eventLoop: number | null): void {
+    this.#eventLoop = eventLoop;
     this.#arrivals = new Arrivals(this.#runtime, this.#limits, channel, () => this.#entrances());
     this.#isArriving = true;
     this.#arrivals.ended.catch(this.#failed).finally(() => this.#isArriving = false);
   }
 
-  /** This process has a successor: its connections may go. Resolves when no more will. */
-  depart(conversation: Conversation): Promise<void> {
+  /**
+   * This process has a successor: its connections may go. Resolves when no more will.
+   *
+   * @param eventLoop This thread's.
+   */
+  depart(conversation: Conversation, eventLoop: number | null): Promise<void> {
+    this.#eventLoop = eventLoop;
     this.#before = this.departed;
     this.#departures = new Departures(this.#runtime, this.#limits, conversation, () => this.#exits(), this.#tell);
     return this.#departures.ended;
@@ -195,13 +209,27 @@ export class Moves {
 
   #exits(): Exit[] {
     const raw = [...this.#raw].map(([name, source]): Exit => ({ name, kind: "raw", source }));
-    return [...raw, ...[...this.#servers.values()].flatMap(({ exits }) => exits)];
+    return [...raw, ...this.#ownServers().flatMap(({ exits }) => exits)];
   }
 
   #entrances(): Entrance[] {
     if (this.#isClosed) return [];
     const raw = [...this.#raw].map(([name, sink]): Entrance => ({ name, kind: "raw", sink }));
-    return [...raw, ...[...this.#servers.values()].flatMap(({ entrances }) => entrances)];
+    return [...raw, ...this.#ownServers().flatMap(({ entrances }) => entrances)];
+  }
+
+  /**
+   * A server in a worker reads and writes while this thread does. Which server
+   * of an address has accepted a connection is not known, so all have to be here.
+   */
+  #ownServers(): Server[] {
+    const isElsewhere = ({ eventLoop }: Endpoint) => {
+      return eventLoop !== null && this.#eventLoop !== null && eventLoop !== this.#eventLoop;
+    };
+    const elsewhere = [...this.#endpoints.values()].filter(isElsewhere).map(({ identity }) => formatAddress(identity.address));
+    return [...this.#servers.values()].filter(({ endpoint }) => {
+      return !elsewhere.includes(formatAddress(endpoint.identity.address));
+    });
   }
 }
 

@@ -38,6 +38,7 @@ import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import { checkedFlows, type FlowOptions, type Flows, type InheritedFlows, type OfferedSocket, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
+import { registrationsOf } from "../sockets/event_loop.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
 import { type Limits, limitsFrom } from "../limits.ts";
@@ -422,7 +423,7 @@ export class Takeover implements AsyncDisposable {
     for (const group of this.#groups.values()) group.serve();
     await this.#openControl();
     const second = this.#succession?.takeSecond();
-    if (second) this.#moves.arrive(second);
+    if (second) this.#moves.arrive(second, this.#eventLoop());
     // The incumbent serves what is not claimed until settled, and closes it then.
     this.#succession?.[Symbol.dispose]();
     if (!this.#succession) this.#reporting.serving(this.#foreign.names);
@@ -791,6 +792,12 @@ export class Takeover implements AsyncDisposable {
     }
   }
 
+  /** The control socket is this thread's; the runtime may have registered it a moment ago. */
+  #eventLoop(): number | null {
+    const control = this.#controlEndpoint!;
+    return control.eventLoop ?? registrationsOf(this.#runtime, control.descriptor)[0]?.epoll ?? null;
+  }
+
   #self(): Peer {
     const { name, version, libc } = this.#runtime;
     return { pid: libc.getpid(), runtime: `${name} ${version}`, generation: this.generation };
@@ -832,7 +839,7 @@ export class Takeover implements AsyncDisposable {
   /** Those that can move are told nothing, as long as there is somebody to move to. */
   #depart(second: Conversation): void {
     this.#drain.mode = "moving";
-    void this.#moves.depart(second).then(() => {
+    void this.#moves.depart(second, this.#eventLoop()).then(() => {
       if (this.#stage !== "serving") this.#drain.mode = "closing";
     });
   }

@@ -86,6 +86,11 @@ export class Endpoint {
     return this.#cookie === this.identity.cookie && this.#isHeld && isListening(this.#runtime, this.descriptor);
   }
 
+  /** The event loop that the native server is in, by its epoll instance; null when it is not known. */
+  get eventLoop(): number | null {
+    return this.#registrations[0]?.epoll ?? null;
+  }
+
   /** Whether the native server accepts what comes. */
   get isAccepting(): boolean {
     return !this.#paused;
