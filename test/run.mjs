@@ -31,7 +31,7 @@ function alone(command) {
 
 /** Suites that load the machine, or measure it, have it to themselves. */
 const loads = [
-  "load", "connections", "keep_alive", "whole", "websockets", "datagrams", "groups", "displace", "ordinary_user",
+  "load", "connections", "keep_alive", "whole", "websockets", "datagrams", "groups", "displace", "workers", "ordinary_user",
   "haproxy", "seize", "kill", "connections_kill",
 ];
 

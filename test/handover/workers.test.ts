@@ -9,23 +9,24 @@ import { get, type IncomingMessage } from "node:http";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { test } from "node:test";
-import { binaries, commandFor, root } from "../support/binaries.mjs";
+import { commandFor, root } from "../support/binaries.mjs";
 import { HttpClient } from "../support/http_client.ts";
 import { Relay, sleep, startLoad, summaryOf } from "../support/relay.ts";
 import { nineHandOvers, type RuntimeName, type Server } from "../support/server.ts";
 
 const example = "examples/workers/server.ts";
+const mixed = "test/fixtures/mixed_workers.ts";
 const pieceCount = 30;
 const question = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /** Deno loads a worker's program itself, and asks for leave to read it. */
-function commandOf(runtime: RuntimeName): readonly string[] {
-  const [program, command, ...args] = commandFor(runtime, join(root, example));
-  return program === binaries.deno ? [program, command!, "--allow-read", ...args] : [program!, command!, ...args].filter(Boolean);
+function commandOf(runtime: RuntimeName, file: string): readonly string[] {
+  const [program, ...args] = commandFor(runtime, join(root, file));
+  return runtime === "deno" ? [program!, args[0]!, "--allow-read", ...args.slice(1)] : [program!, ...args];
 }
 
-const next = (relay: Relay, runtime: RuntimeName, listeners: number): Promise<Server> =>
-  relay.next(runtime, { LISTENERS: String(listeners) }, commandOf(runtime));
+const next = (relay: Relay, runtime: RuntimeName, listeners: number, file = example): Promise<Server> =>
+  relay.next(runtime, { LISTENERS: String(listeners) }, commandOf(runtime, file));
 
 /** An answer that takes its time: as many lines as there are pieces, all of one process. */
 async function streamed(port: number): Promise<{ readonly count: number; readonly generations: readonly number[] }> {
@@ -66,6 +67,33 @@ test("workers that stream finish, idle connections stay with them, and new ones 
     assert.equal(await incumbent.ended, 0, incumbent.stderr);
     const { moved, remaining } = await incumbent.event("drained");
     assert.deepEqual({ moved, remaining }, { moved: 0, remaining: 0 });
+  }
+});
+
+test("no connection of an address moves of which one server is in a worker, whatever it is doing", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "50", DRAIN_MS: "3000" }, mixed);
+  await next(relay, "deno", 3, mixed);
+  for (const [index, runtime] of (["bun", "node", "deno"] as const).entries()) {
+    const generation = index + 1;
+    const incumbent = relay.current;
+    const kept = Array.from({ length: 12 }, () => new HttpClient({ host: "127.0.0.1", port: relay.port }));
+    const workers = await Promise.all(kept.map(askOn));
+    assert.ok(workers.some(({ worker }) => worker === 0) && workers.some(({ worker }) => worker > 0));
+    // An answer that has begun looks like one that is over, from outside.
+    const streams = Array.from({ length: 12 }, () => streamed(relay.port));
+    await sleep(100);
+    await next(relay, runtime, 3, mixed);
+    await relay.settled();
+    for (const client of kept) {
+      assert.equal((await askOn(client)).generation, generation);
+      client[Symbol.dispose]();
+    }
+    const all = await Promise.all(streams);
+    // The one in the main thread answers at once.
+    assert.ok(all.every(({ count }) => count === 1 || count === pieceCount), JSON.stringify(all));
+    assert.ok(all.some(({ count }) => count === pieceCount));
+    await incumbent.ended;
+    assert.equal((await incumbent.event("drained")).moved, 0);
   }
 });
 
