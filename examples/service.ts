@@ -52,15 +52,17 @@ export function counted(): void {
  *
  * @param name The example's, for its control socket.
  * @param open Opens the endpoint `web`.
+ * @param more What the event `ready` says besides.
  */
 export async function run(
   name: string,
   open: (takeover: Takeover, who: Who) => Promise<unknown>,
   options: TakeoverOptions = {},
+  more: object = {},
 ): Promise<void> {
   stall(Number(env.STALL_MS ?? 0));
   try {
-    process.exit(await live(name, open, options));
+    process.exit(await live(name, open, options, more));
   } catch (error) {
     refused(error);
     process.exit(1);
@@ -71,6 +73,7 @@ async function live(
   name: string,
   open: (takeover: Takeover, who: Who) => Promise<unknown>,
   options: TakeoverOptions,
+  more: object,
 ): Promise<number> {
   const takeover = await takeOver(env.TAKEOVER ?? `/tmp/socket-takeover-${name}.sock`, {
     limits: { settleMs: Number(env.SETTLE_MS ?? 10_000), drainMs: Number(env.DRAIN_MS ?? 30_000) },
@@ -81,7 +84,7 @@ async function live(
   const progress = new ProgressLine(process.stderr);
 
   takeover.on("ready", ({ inherited }) => {
-    say("ready", { inherited: inherited.length > 0, addr: formatAddress(takeover.addr("web")) });
+    say("ready", { inherited: inherited.length > 0, addr: formatAddress(takeover.addr("web")), ...more });
   });
   // The lease begins: a successor serves now. It ends in one of the next two.
   takeover.on("leased", ({ to }) => say("released", { to }));

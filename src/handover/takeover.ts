@@ -31,7 +31,9 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { checkedFlows, type FlowOptions, type Flows, type InheritedFlows, type OfferedSocket, ProcessFlows } from "./flows.ts";
+import type { EndpointFlows, Flows, InheritedFlows, NoFlows } from "./endpoint_flows.ts";
+import { checkedFlows, type FlowOptions } from "./flow_options.ts";
+import { type OfferedSocket, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
 import { Incumbent } from "./incumbent.ts";
@@ -62,6 +64,13 @@ interface Surroundings {
   readonly foreign: ForeignSockets;
   /** Null when reports are switched off. */
   readonly notifier: Notifier | null;
+}
+
+/** What an endpoint for datagrams has besides. */
+interface Datagrams {
+  readonly flows: EndpointFlows | NoFlows;
+  /** Whether the application itself lets others bind the address. */
+  readonly isShared: boolean;
 }
 
 /** One process's part in a chain of generations. Made by `takeOver`. */
@@ -157,7 +166,12 @@ export class Takeover implements AsyncDisposable {
       (progress) => this.#emitter.emit("progress", progress),
       (error) => this.#emitter.emit("unserved", reported(error)),
     );
-    this.#flows = new ProcessFlows(runtime, this.generation, (error) => this.#emitter.emit("unserved", reported(error)));
+    this.#flows = new ProcessFlows({
+      runtime,
+      limits: this.#limits,
+      generation: this.generation,
+      failed: (error) => this.#emitter.emit("unserved", reported(error)),
+    });
     this.#reporting = new Reporting({
       notifier,
       pid: runtime.libc.getpid(),
@@ -177,6 +191,7 @@ export class Takeover implements AsyncDisposable {
       greeted: () => this.#reporting.replacing(),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
+      readying: (claimed) => this.#flows.readying(claimed),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       move: (second) => this.#depart(second),
       resume: (to, error) => this.#resume(to, error),
@@ -256,10 +271,13 @@ export class Takeover implements AsyncDisposable {
    * @param open Opens a native socket at the address it is given, which on
    *   Linux is a placeholder that the true socket replaces right after. It is
    *   given the flows besides.
-   * @param options `flows`: for flows that stay with the process that knows them.
+   * @param options `flows`: for flows that stay with the process that knows
+   *   them; the event `flows` says how.
    * @returns What `open` returned. It receives from {@linkcode ready} on; the
    *   first process's at once.
-   * @throws {TakeoverError} As {@linkcode listen}.
+   * @throws {TakeoverError} As {@linkcode listen}. For `flows` also `ERR_TAKEOVER_STATE` when they have no means, or none
+   *   for what the incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have; `ERR_TAKEOVER_UNSUPPORTED`
+   *   when this machine gives nothing of what they have means for.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
    *
    * @example
@@ -283,9 +301,10 @@ export class Takeover implements AsyncDisposable {
     open: (at: never, flows: Flows) => T,
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
-    const flows = checkedFlows(options.flows);
-    const wanted = flows && "tag" in flows ? { ...address, reusePort: true } : address;
-    return await this.#openOnce("datagram", name, wanted, (at) => open(at, this.#flows.open(name, flows)));
+    const flows = this.#flows.begin(name, checkedFlows(options.flows));
+    const wanted = flows.needsGroup ? { ...address, reusePort: true } : address;
+    const isShared = "reusePort" in address && address.reusePort === true;
+    return await this.#openOnce("datagram", name, wanted, (at) => open(at, flows), { flows, isShared });
   }
 
   /**
@@ -522,6 +541,7 @@ export class Takeover implements AsyncDisposable {
     name: string,
     address: EndpointAddress | DatagramAddress,
     open: (at: never) => T,
+    datagrams?: Datagrams,
   ): Promise<Awaited<T>> {
     checkedName(name, this.#limits);
     if (this.#store) checkedStoreName(name);
@@ -531,7 +551,7 @@ export class Takeover implements AsyncDisposable {
     }
     this.#opening.add(name);
     try {
-      return await this.#open(kind, name, address, open);
+      return await this.#open(kind, name, address, open, datagrams);
     } finally {
       this.#opening.delete(name);
     }
@@ -543,15 +563,22 @@ export class Takeover implements AsyncDisposable {
     name: string,
     address: EndpointAddress | DatagramAddress,
     open: (at: never) => T,
+    datagrams?: Datagrams,
   ): Promise<Awaited<T>> {
     const wanted = await resolveAddress(this.#runtime, address);
     this.#checkListening(name);
-    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open);
+    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open, (socket, origin) => {
+      const before = origin === "inherited" ? this.#succession!.strategyOf(name) : null;
+      datagrams?.flows.choose(socket, origin, before, datagrams.isShared);
+    });
     this.#add(endpoint, isNew);
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
     if (kind === "listener") this.#moves.opened(endpoint, native);
-    else this.#flows.opened(endpoint, this.#inheritedFlows(name, isNew));
+    if (datagrams) {
+      const opened = this.#flows.opened(endpoint, datagrams.flows, this.#inheritedFlows(name, isNew));
+      if (opened) this.#emitter.emit("flows", opened);
+    }
     return native;
   }
 
@@ -637,7 +664,10 @@ export class Takeover implements AsyncDisposable {
 
   #abandon(error: unknown): void {
     // It may have been another than the successor that is being greeted.
-    if (!this.#incumbent.busy) this.#reporting.keptOn();
+    if (!this.#incumbent.busy) {
+      this.#reporting.keptOn();
+      this.#flows.resumed();
+    }
     this.#emitter.emit("abandoned", reported(error));
   }
 
