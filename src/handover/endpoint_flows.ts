@@ -9,6 +9,7 @@ import type { InetAddress } from "../c/sockaddr.ts";
 import type { Limits } from "../limits.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
+import { leaveToNobodyElse } from "../sockets/datagram.ts";
 import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
 import type { Unopened } from "./binding.ts";
@@ -176,6 +177,8 @@ export class EndpointFlows implements Flows {
     this.#chosen = inherited === null
       ? chooseStrategy(runtime, socket, origin, this.#options, isShared)
       : inheritedStrategy(runtime, this.#name, inherited, this.#options);
+    const isForNothing = this.needsGroup && this.strategy === "forwarded" && origin === "new" && !isShared;
+    if (isForNothing) leaveToNobodyElse(runtime, socket.descriptor.number);
   }
 
   opened(endpoint: Endpoint, { older, members }: InheritedFlows): OpenedFlows {

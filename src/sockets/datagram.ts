@@ -50,6 +50,11 @@ export function bindDatagram(runtime: Runtime, address: SocketAddress, options: 
   });
 }
 
+/** A socket that was bound with SO_REUSEPORT has its address alone from here on. Linux only. */
+export function leaveToNobodyElse(runtime: Runtime, descriptor: number): void {
+  setIntegerOption(runtime, descriptor, runtime.abi.constants.SOL_SOCKET, SO_REUSEPORT, 0);
+}
+
 /**
  * Whether a socket is bound to a Unix path, of whatever type. A path that is
  * missing or stale has none.

@@ -73,12 +73,13 @@ test("Takeover.bind falls to the next strategy where the kernel refuses a progra
 });
 
 test("Takeover.bind throws the refusal when no strategy is left, before it has opened anything", async () => {
-  await flowScene({ route }, async ({ takeover, to }) => {
+  await flowScene({ route }, async ({ takeover, to, read }) => {
     const attempt = (flows: FlowOptions) => takeover.bind("other", { port: 0 }, () => assert.fail("it was called"), { flows });
     await assert.rejects(attempt({ tag, datagram }), takeoverError("ERR_TAKEOVER_UNSUPPORTED"));
     await assert.rejects(attempt({ tag, peers, datagram }), takeoverError("ERR_TAKEOVER_UNSUPPORTED"));
     using client = openClient();
     sendTo(client, to, 1);
+    await until(() => read.length === 1, "the endpoint that is there");
   }, { seen: without });
 });
 
@@ -114,13 +115,16 @@ test("Takeover.bind with a strategy that needs a group finds the address taken b
   });
 });
 
-test("an endpoint whose flows are forwarded is no group's", () =>
-  flowScene({ route }, async ({ path }) => {
-    const succession = await succeed(path);
-    using socket = claim(succession);
-    assert.equal(integerOption(runtime, socket.number, 15), 0);
-    succession.abort(new Error("enough"));
-  }));
+test("Takeover.bind shares no address for a strategy that it could not have", async () => {
+  await flowScene({ tag, route }, async ({ flows, to }) => {
+    assert.equal(flows.strategy, "forwarded");
+    assert.throws(() => openMember(runtime, to, "dgram", {}), { code: "EADDRINUSE" });
+  }, { seen: small });
+  await flowScene({ tag, route }, async ({ flows, to }) => {
+    assert.equal(flows.strategy, "steered");
+    openMember(runtime, to, "dgram", {})[Symbol.dispose]();
+  });
+});
 
 /** The near end over which a successor forwards. */
 function linkOf(succession: Succession): { channel: OwnedDescriptor; format: string } {
