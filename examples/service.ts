@@ -52,17 +52,15 @@ export function counted(): void {
  *
  * @param name The example's, for its control socket.
  * @param open Opens the endpoint `web`.
- * @param more What the event `ready` says besides.
  */
 export async function run(
   name: string,
   open: (takeover: Takeover, who: Who) => Promise<unknown>,
   options: TakeoverOptions = {},
-  more: object = {},
 ): Promise<void> {
   stall(Number(env.STALL_MS ?? 0));
   try {
-    process.exit(await live(name, open, options, more));
+    process.exit(await live(name, open, options));
   } catch (error) {
     refused(error);
     process.exit(1);
@@ -73,7 +71,6 @@ async function live(
   name: string,
   open: (takeover: Takeover, who: Who) => Promise<unknown>,
   options: TakeoverOptions,
-  more: object,
 ): Promise<number> {
   const takeover = await takeOver(env.TAKEOVER ?? `/tmp/socket-takeover-${name}.sock`, {
     limits: { settleMs: Number(env.SETTLE_MS ?? 10_000), drainMs: Number(env.DRAIN_MS ?? 30_000) },
@@ -84,7 +81,7 @@ async function live(
   const progress = new ProgressLine(process.stderr);
 
   takeover.on("ready", ({ inherited }) => {
-    say("ready", { inherited: inherited.length > 0, addr: formatAddress(takeover.addr("web")), ...more });
+    say("ready", { inherited: inherited.length > 0, addr: formatAddress(takeover.addr("web")) });
   });
   // The lease begins: a successor serves now. It ends in one of the next two.
   takeover.on("leased", ({ to }) => say("released", { to }));
@@ -93,6 +90,7 @@ async function live(
   takeover.on("settled", ({ role, leaseMs, connections }) => say("settled", { role, leaseMs, ...connections }));
   takeover.on("drained", ({ remaining, ms, connections }) => say("drained", { remaining, ms, ...connections }));
   takeover.on("unserved", (error) => say("unserved", error));
+  takeover.on("flows", ({ strategy, refused }) => say("flows", { strategy, refused }));
   takeover.on("progress", (now) => progress.show(now));
 
   await open(takeover, { pid, runtime, generation });

@@ -15,7 +15,7 @@
  * Start it again, on the same runtime or another, and the second takes over.
  * With `FLOWS=steered`, `FLOWS=connected` or `FLOWS=forwarded` the first goes on answering the datagrams with its own
  * tag until `DRAIN_MS` is up; with `connected`, those that come from where one with its own tag has come from before.
- * `FLOWS=best` has means for all three. The event `ready` says which it is. Environment and events are otherwise those
+ * `FLOWS=best` has means for all three; the event `flows` says which it is. Environment and events are otherwise those
  * of examples/service.ts.
  */
 
@@ -38,9 +38,6 @@ type At = { readonly hostname: string; readonly port: number; readonly address: 
 /** Is given each datagram that this process reads. */
 type Read = (bytes: Uint8Array, port: number, hostname: string) => void;
 
-/** What the event `ready` says of the flows. */
-const told: { strategy?: string | null } = {};
-
 await run("udp", (takeover, who) => {
   const next = answers(who);
   const known = new Map<string, InetAddress>();
@@ -51,7 +48,6 @@ await run("udp", (takeover, who) => {
   };
   const open = async (at: At, flows: Flows) => {
     const family = at.hostname.includes(":") ? "inet6" : "inet";
-    told.strategy = flows.strategy;
     return socket = await receive(at, (bytes, port, hostname) => {
       const peer = { family, hostname, port } as const;
       if (!flows.take(bytes, peer)) answer(bytes, peer);
@@ -68,7 +64,7 @@ await run("udp", (takeover, who) => {
   };
   const flows = ways[env.FLOWS ?? ""];
   return takeover.bind("web", { ...address, receiveBufferSize }, open, flows ? { flows } : {});
-}, {}, told);
+});
 
 /** Gives one answer after the other. */
 function answers({ pid, generation }: Who): () => Uint8Array {

@@ -19,6 +19,7 @@ import { Pace } from "../channels/turns.ts";
 import { isSystemError, messageOf, SystemError, TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { freeDescriptorCount } from "../sockets/descriptors.ts";
+import { mostWaiting } from "../sockets/queues.ts";
 import { drainDatagrams } from "../steering/draining.ts";
 import { PinnedSockets } from "../steering/pinned.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./flow_strategy.ts";
@@ -26,11 +27,11 @@ import type { FlowHost, KernelFlows, TravellingMember } from "./flow_strategy.ts
 /** The part of the time that a successor waits for its lease in which flows are taken. */
 const readyingPart = 1 / 4;
 
-/** How long what waits in the main socket is read: under a load without an end it would never be empty. */
-const drainMs = 20;
+/** How long that may take which is done right before the lease: flows may begin without an end. */
+const lastMs = 250;
 
-/** How long the last flows may take that have come meanwhile; neither process reads then. */
-const lastMs = 100;
+/** When a program that pulls has what its runtime had read before the lease. */
+const lateMs = 10;
 
 /** The flows of one endpoint, as one process has them. */
 export class ConnectedFlows implements KernelFlows {
@@ -40,6 +41,12 @@ export class ConnectedFlows implements KernelFlows {
   readonly #pinned: PinnedSockets;
   /** Resolves when flows that were given back are, before others are taken. */
   #givenBack: Promise<void> = Promise.resolve();
+  /** How many more flows may be taken in this hand-over. */
+  #room = 0;
+  /** Flows that have ended since a successor was ready: the application may name them for a while. */
+  readonly #over = new Set<string>();
+  /** Whether flows are taken, in a hand-over that is in progress. */
+  #isTaking = false;
   #isClosed = false;
 
   /** @throws {TakeoverError} As `PinnedSockets`. */
@@ -69,33 +76,54 @@ export class ConnectedFlows implements KernelFlows {
 
   async readying(): Promise<void> {
     await this.#givenBack;
-    const endAt = Date.now() + this.#host.limits.leaseMs * readyingPart;
+    this.#over.clear();
+    this.#isTaking = true;
+    const { runtime, limits } = this.#host;
     const pace = new Pace();
+    const endAt = Date.now() + limits.leaseMs * readyingPart;
+    this.#room = Math.min(freeDescriptorCount(runtime) - limits.spareCount, limits.pinnedCount - this.#pinned.count);
     for (const _ of this.#taking(endAt)) await pace.keep();
   }
 
-  /** What a flow has sent before it was taken lies in the main socket, and so does what begins a new one. */
+  /**
+   * What a flow has sent before it was taken waits in the main socket, and so
+   * does what begins a new one. Once nothing begins any more, everything that
+   * waits is the successor's.
+   */
   lease(): void {
-    const [drainedAt, endAt] = [Date.now() + drainMs, Date.now() + lastMs];
-    let refused = this.#takeAll(endAt);
-    while (this.#drain(drainedAt) > 0) refused = this.#takeAll(endAt);
-    if (refused.count > 0) this.#host.failed(notKept(this.#host.name, refused));
+    const endAt = Date.now() + lastMs;
+    this.#takeRest(endAt);
+    let taken: Taken;
+    do {
+      this.#drain(endAt);
+      taken = this.#takeRest(endAt);
+    } while (taken.count > 0 && Date.now() < endAt);
+    if (taken.refusedCount > 0) this.#host.failed(notKept(this.#host.name, taken));
+    setTimeout(() => this.#takeLate(), lateMs);
   }
 
   resume(): void {
+    this.#isTaking = false;
     this.#giveBack();
   }
 
   release(): void {}
 
   end(peer?: InetAddress): void {
-    if (peer) this.#pinned.unpin(this.#pinned.keyOf(peer));
-    else this.#giveBack();
+    if (peer) {
+      const key = this.#pinned.keyOf(peer);
+      if (this.#isTaking) this.#over.add(key);
+      this.#pinned.unpin(key);
+    } else {
+      this.#isTaking = false;
+      this.#giveBack();
+    }
     if (this.count === 0) this.#host.changed();
   }
 
   close(): void {
     this.#isClosed = true;
+    this.#isTaking = false;
     this.#giveBack();
   }
 
@@ -103,34 +131,38 @@ export class ConnectedFlows implements KernelFlows {
     this.#givenBack = this.#pinned.unpinAll().then(() => this.#host.changed());
   }
 
-  #takeAll(endAt: number): Refused {
-    const refused: Refused = { count: 0, error: null };
+  /** Deno has had a datagram of a new flow, and the program not yet. */
+  #takeLate(): void {
+    if (!this.#isTaking) return;
+    this.#takeRest(Date.now() + lastMs);
+    this.#isTaking = false;
+  }
+
+  #takeRest(endAt: number): Taken {
+    const taken: Taken = { count: 0, refusedCount: 0, error: null };
     for (const error of this.#taking(endAt)) {
-      if (error === null) continue;
-      refused.count++;
-      refused.error ??= error;
+      if (error === null) taken.count++;
+      else taken.refusedCount++;
+      taken.error ??= error;
     }
-    return refused;
+    return taken;
   }
 
   /** Takes one flow after the other, of all that are not here yet; gives null, or why it could not. */
   *#taking(endAt: number): Generator<unknown> {
-    const missing = this.#missing();
-    if (missing.length === 0) return;
-    const { runtime, limits } = this.#host;
-    const room = Math.min(
-      freeDescriptorCount(runtime) - limits.spareCount,
-      limits.pinnedCount - this.#pinned.count,
-    );
-    for (const [index, peer] of missing.entries()) {
+    let refusal: TakeoverError | null = null;
+    for (const peer of this.#missing()) {
       if (this.#isClosed) return;
-      yield index >= room ? noRoom(this.#pinned.count, limits.pinnedCount) : Date.now() >= endAt ? late() : this.#take(peer);
+      if (this.#room <= 0) refusal ??= noRoom(this.#pinned.count, this.#host.limits.pinnedCount);
+      else if (Date.now() >= endAt) refusal ??= late();
+      yield refusal ?? this.#take(peer);
     }
   }
 
   #take(peer: InetAddress): unknown {
     try {
       this.#pinned.pin(peer);
+      this.#room--;
       return null;
     } catch (error) {
       return isSystemError(error, "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS") ? full(error) : error;
@@ -149,23 +181,29 @@ export class ConnectedFlows implements KernelFlows {
 
   #has(peer: InetAddress): boolean {
     try {
-      return this.#pinned.has(this.#pinned.keyOf(peer));
+      const key = this.#pinned.keyOf(peer);
+      return this.#pinned.has(key) || this.#over.has(key);
     } catch {
       // It is refused when it is to be taken.
       return false;
     }
   }
 
-  #drain(endAt: number): number {
-    if (!this.#own.alive) return 0;
-    return drainDatagrams(this.#host.runtime, this.#own.descriptor, this.#host.datagram, () => Date.now() < endAt);
+  /** What waits now, and hardly more: what comes meanwhile is the successor's, or a flow's that is here. */
+  #drain(endAt: number): void {
+    if (!this.#own.alive) return;
+    const { runtime, datagram } = this.#host;
+    const { descriptor } = this.#own;
+    let count = mostWaiting(runtime, descriptor);
+    drainDatagrams(runtime, descriptor, datagram, () => count-- > 0 && Date.now() < endAt);
   }
 }
 
-/** Flows that could not be taken. */
-interface Refused {
+/** What became of the flows that were to be taken. */
+interface Taken {
   count: number;
-  /** Why the first could not. */
+  refusedCount: number;
+  /** Why the first could not be. */
   error: unknown;
 }
 
@@ -183,8 +221,8 @@ function late(): TakeoverError {
   return new TakeoverError("ERR_TAKEOVER_TIMEOUT", "expected it to take no longer than a successor waits");
 }
 
-function notKept(name: string, { count, error }: Refused): Error {
-  const what = `Cannot keep ${count} flows of ${JSON.stringify(name)} with this process, they are the successor's`;
+function notKept(name: string, { refusedCount, error }: Taken): Error {
+  const what = `Cannot keep ${refusedCount} flows of ${JSON.stringify(name)} with this process, they are the successor's`;
   if (error instanceof SystemError) return new SystemError(error.code, error.errno, error.syscall, what);
   const code = error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_ADDRESS";
   return new TakeoverError(code, `${what}: ${messageOf(error)}`, { cause: error });

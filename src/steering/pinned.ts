@@ -44,6 +44,9 @@ const mainSlot = 0;
 /** How long a datagram may take from the kernel's choice of a socket to that socket. */
 const lateMs = 10;
 
+/** Names of peers that are remembered: an application gives the same ones again and again. */
+const nameCount = 16_384;
+
 /** How {@linkcode formatInet6} begins an IPv4 address. */
 const mapped = "::ffff:";
 
@@ -54,6 +57,8 @@ export class PinnedSockets implements Disposable {
   readonly #ipv6Only: boolean;
   readonly #take: TakeDatagram;
   readonly #sockets = new Map<string, OwnedDescriptor>();
+  /** The keys of peers, as they were written. */
+  readonly #keys = new Map<string, string>();
   /** Given back, and open for what is on its way to them. */
   #leaving: OwnedDescriptor[] = [];
   #closing: Promise<void> | null = null;
@@ -85,7 +90,13 @@ export class PinnedSockets implements Disposable {
    * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for one that no datagram can come from at this address.
    */
   keyOf(peer: InetAddress): string {
-    return formatAddress(peerAt(this.#address, peer));
+    const written = `${peer.hostname} ${peer.port} ${peer.scope} ${peer.family}`;
+    let key = this.#keys.get(written);
+    if (key !== undefined) return key;
+    key = formatAddress(peerAt(this.#address, peer));
+    if (this.#keys.size >= nameCount) this.#keys.clear();
+    this.#keys.set(written, key);
+    return key;
   }
 
   /** Whether a peer's flow is this process's. */

@@ -123,6 +123,32 @@ test("Takeover serves what waits in the socket before the lease, and keeps the f
   }, { asked: () => ask(), flows: { datagram } });
 });
 
+test("Takeover leaves to its successor what comes while it reads what waits, without an end", async () => {
+  const served: number[] = [];
+  let again = () => {};
+  let ask = () => {};
+  const datagram = (bytes: Uint8Array) => {
+    served.push(bytes[0]!);
+    again();
+  };
+  await connected(async ({ path, to, clients }) => {
+    const succession = await succeed(path);
+    using socket = claim(succession);
+    let askedCount = 0;
+    ask = () => {
+      if (++askedCount !== 2) return;
+      again = () => sendTo(clients[2]!, to, 2);
+      sendTo(clients[1]!, to, 1);
+    };
+    await succession.ready(["game"]);
+    again = () => {};
+    assert.equal(served[0], 1);
+    assert.ok(served.length < 100, `${served.length} were read`);
+    assert.deepEqual(bytesAt(socket), [2], "the last of them");
+    succession.abort(new Error("enough"));
+  }, { asked: () => ask(), flows: { datagram } });
+});
+
 test("Takeover takes its flows back when its successor is lost in the lease, with what has come meanwhile", () =>
   connected(async ({ path, to, clients, read, served }) => {
     for (const round of [10, 20]) {

@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { binaries, root } from "./binaries.mjs";
+import type { DatagramPlan, DatagramReport } from "./datagram_load.ts";
 import type { KeepAlivePlan, KeepAliveReport } from "./keep_alive_load.ts";
 import type { LinePlan, LineReport } from "./line_load.ts";
 import type { LoadPlan, LoadReport } from "./load.ts";
@@ -128,6 +129,11 @@ export async function startLines(plan: LinePlan): Promise<Load<LineReport>> {
 /** The same with connections of HTTP. */
 export async function startKeepAlive(plan: KeepAlivePlan): Promise<Load<KeepAliveReport>> {
   return await startKept<KeepAliveReport>("test/support/keep_alive_load.ts", plan);
+}
+
+/** The same with flows of datagrams. */
+export async function startDatagrams(plan: DatagramPlan): Promise<Load<DatagramReport>> {
+  return await startKept<DatagramReport>("test/support/datagram_load.ts", plan);
 }
 
 async function startKept<R extends { readonly done: boolean }>(file: string, plan: object): Promise<Load<R>> {
