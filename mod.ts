@@ -54,7 +54,9 @@ export type {
   UnixEndpoint,
   UnixOpening,
 } from "./src/sockets/address.ts";
-export type { FlowOptions, Flows, ForwardedFlows, SteeredFlows } from "./src/handover/flows.ts";
+export type { Flows, OpenedFlows } from "./src/handover/endpoint_flows.ts";
+export type { FlowOptions, FlowStrategy } from "./src/handover/flow_options.ts";
+export type { RefusedStrategy } from "./src/handover/flow_strategy.ts";
 export type { DatagramAddress, UdpEndpoint, UnixDatagramEndpoint } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
 export { formatDiagnosis } from "./src/foreign/diagnosis.ts";
@@ -109,7 +111,8 @@ export type {
 } from "./src/runtime.ts";
 export { functions } from "./src/c/libc.ts";
 export type { Argument, Arguments, CType, FunctionName, Libc } from "./src/c/libc.ts";
-export type { Tag } from "./src/steering/programs.ts";
+export type { QuicTag, Tag } from "./src/steering/programs.ts";
+export type { FormatName } from "./src/steering/forward_frames.ts";
 export type { LoadSize } from "./src/steering/bpf.ts";
 export { formatAddress } from "./src/c/sockaddr.ts";
 export type { InetAddress, SocketAddress, UnixAddress } from "./src/c/sockaddr.ts";

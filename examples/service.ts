@@ -93,6 +93,7 @@ async function live(
   });
   takeover.on("closed", (queues) => say("closed", queues));
   takeover.on("unserved", (error) => say("unserved", error));
+  takeover.on("flows", ({ strategy, refused }) => say("flows", { strategy, refused }));
   takeover.on("progress", (now) => progress.show(now));
 
   await open(takeover, { pid, runtime, generation });

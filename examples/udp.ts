@@ -14,14 +14,15 @@
  * its number, which the answer repeats.
  *
  * Start it again, on the same runtime or another, and the second takes over.
- * With `FLOWS=forwarded` or `FLOWS=steered` the first goes on answering the datagrams with its own
- * tag until `DRAIN_MS` is up. Environment and events are otherwise those of
- * examples/service.ts.
+ * With `FLOWS=steered`, `FLOWS=connected` or `FLOWS=forwarded` the first goes on answering the datagrams with its own
+ * tag until `DRAIN_MS` is up; with `connected`, those that come from where one with its own tag has come from before.
+ * `FLOWS=best` has means for all three; the event `flows` says which it is. Environment and events are otherwise those
+ * of examples/service.ts.
  */
 
 import { createSocket } from "node:dgram";
 import { env } from "node:process";
-import type { FlowOptions, Flows } from "../mod.ts";
+import type { FlowOptions, Flows, InetAddress } from "../mod.ts";
 import { address, Bun, Deno, run, type Who } from "./service.ts";
 
 /** What comes while a process starts to serve waits in the socket. */
@@ -40,21 +41,27 @@ type Read = (bytes: Uint8Array, port: number, hostname: string) => void;
 
 await run("udp", (takeover, who) => {
   const next = answers(who);
+  const known = new Map<string, InetAddress>();
   let socket: Socket;
-  const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
-  // What a newer process has read for this one.
-  const datagram = (bytes: Uint8Array, { port, hostname }: { port: number; hostname: string }) => {
-    socket.send(next(bytes), port, hostname);
+  const answer = (bytes: Uint8Array, peer: InetAddress) => {
+    if (bytes[0] === who.generation) known.set(`${peer.hostname} ${peer.port}`, peer);
+    socket.send(next(bytes), peer.port, peer.hostname);
   };
   const open = async (at: At, flows: Flows) => {
     const family = at.hostname.includes(":") ? "inet6" : "inet";
     return socket = await receive(at, (bytes, port, hostname) => {
-      if (!flows.take(bytes, { family, hostname, port })) socket.send(next(bytes), port, hostname);
+      const peer = { family, hostname, port } as const;
+      if (!flows.take(bytes, peer)) answer(bytes, peer);
     });
   };
+  const tag = { offset: 0, size: 1 } as const;
+  const peers = () => known.values();
+  const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
   const ways: Record<string, FlowOptions> = {
-    forwarded: { route, datagram },
-    steered: { tag: { offset: 0, size: 1 }, datagram },
+    steered: { tag, datagram: answer },
+    connected: { peers, datagram: answer },
+    forwarded: { route, datagram: answer },
+    best: { tag, peers, route, datagram: answer },
   };
   const flows = ways[env.FLOWS ?? ""];
   return takeover.bind("web", { ...address, receiveBufferSize }, open, flows ? { flows } : {});

@@ -57,6 +57,12 @@ export interface Limits {
   readonly pendingCount: number;
   /** Descriptors that must stay free in the successor: ERR_TAKEOVER_NO_ROOM. */
   readonly spareCount: number;
+  /**
+   * Flows of one endpoint that a process keeps by connected sockets. The kernel
+   * walks past all of them with each datagram that is none of theirs; more
+   * flows are the successor's: ERR_TAKEOVER_LIMIT, as an event.
+   */
+  readonly pinnedCount: number;
 }
 
 /** What applies when the application sets nothing. */
@@ -84,6 +90,7 @@ export const defaultLimits: Limits = {
   headSize: 4 * 1024 * 1024,
   pendingCount: 64,
   spareCount: 32,
+  pinnedCount: 4_096,
 };
 
 /** The limits at which 0 means at once, or none. */

@@ -5,6 +5,7 @@
  */
 
 import { messageOf, SystemError, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
+import type { OpenedFlows } from "./endpoint_flows.ts";
 import type { Peer } from "./messages.ts";
 import type { Progress } from "./departures.ts";
 import type { ConnectionCounts, DrainOutcome } from "./moves.ts";
@@ -44,9 +45,14 @@ export interface TakeoverEvents {
   readonly drained: DrainOutcome;
   /** Listeners that nobody else had have been closed, and what became of those who were connecting. */
   readonly closed: QueueCounts & { readonly names: readonly string[] };
+  /** An endpoint with flows has been opened: how they stay with the process that knows them, and what could not be. */
+  readonly flows: OpenedFlows;
   /** Connections move to the successor; told at most ten times a second, and at the end. */
   readonly progress: Progress;
-  /** A connection that came could not be served, or the incumbent broke the protocol while they came. */
+  /**
+   * A connection that came could not be served, or the incumbent broke the protocol while they came; flows of datagrams
+   * could not stay with their process, or what was forwarded could not be read.
+   */
   readonly unserved: { readonly code: string; readonly message: string };
   /** A successor was refused, or lost before it was ready; this process served on. */
   readonly abandoned: { readonly code: TakeoverErrorCode | string; readonly message: string };

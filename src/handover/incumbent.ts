@@ -8,7 +8,8 @@
  */
 
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
-import type { OfferedFlows, OfferedSocket } from "./flows.ts";
+import type { OfferedFlows } from "./endpoint_flows.ts";
+import type { OfferedSocket } from "./flows.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
@@ -36,12 +37,14 @@ export interface IncumbentHost {
   lessor(): Peer | null;
   /** Everything to offer, the control socket first. */
   endpoints(): readonly OfferedSocket[];
-  /** The ends over which datagrams will come; the caller closes them. */
-  flows(): readonly OfferedFlows[];
+  /** The ends over which datagrams will come; the caller closes them. Rejects when the successor has to be refused. */
+  flows(): Promise<readonly OfferedFlows[]>;
   /** A successor's hello was accepted. */
   greeted(): void;
   /** Resolves when nothing is left of this process's own beginning: all that it has, it keeps. */
   atRest(): Promise<unknown>;
+  /** The successor waits for its lease: what takes its time before that, while everything is served. */
+  readying(claimed: readonly string[]): Promise<void>;
   /** Ready: stop accepting on the control socket and what is claimed. */
   lease(to: Peer, claimed: readonly string[]): void;
   /** Connections may move to the successor; the second connection is taken. */
@@ -155,14 +158,18 @@ export class Incumbent {
     const session: Session = { hello, conversation, joined, join, isJoined: false };
     this.#session = session;
     this.#host.greeted();
-    const flows = hello.datagrams ? this.#host.flows() : [];
+    let flows: readonly OfferedFlows[] = [];
     let second: Conversation | null = null;
     try {
       await this.#host.atRest();
+      if (hello.datagrams) flows = await this.#host.flows();
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
       checkNames(claimed, endpoints, "claims");
+      await this.#host.readying(claimed);
+      // It may have gone meanwhile, or this process has.
+      if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "readyMs");
       const moving = hello.moves ? second : null;
       if (moving) second = null;
       await this.#lease(session, claimed, moving);
@@ -312,7 +319,7 @@ function isTimeout(error: unknown): boolean {
 function manifestEntry(offered: OfferedSocket | OfferedFlows, ticketKeys: string): OfferedEndpoint {
   const { kind, name, identity, isSupervised } = offered;
   const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
-  if ("generation" in offered) return { ...entry, generation: offered.generation };
+  if ("fields" in offered) return { ...entry, ...offered.fields };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }
 

@@ -60,6 +60,12 @@ export interface OfferedEndpoint {
   readonly cookie: string;
   /** Of flows, and members of a group: whose they are. */
   readonly generation?: number;
+  /** Of flows: how they stay with the process that knows them. */
+  readonly strategy?: string;
+  /** Of flows: how that process reads what is forwarded to it. */
+  readonly format?: string;
+  /** Of members of a group: the place in the kernel's order. */
+  readonly slot?: number;
   /** Whether the place belongs to a service manager or the like. */
   readonly supervised?: boolean;
   /** The keys of a TLS server's session tickets, 96 hexadecimal digits; empty for none. */
@@ -238,6 +244,8 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     address: parseAddress(object(head, "address")),
     cookie,
     ...(kind === "flows" || kind === "member") && { generation: integer(head, "generation") },
+    ...kind === "flows" && { ...optionalText(head, "strategy"), ...optionalText(head, "format") },
+    ...kind === "member" && head.slot !== undefined && { slot: integer(head, "slot") },
     supervised: head.supervised === true,
     ticketKeys: typeof head.ticketKeys === "string" && head.ticketKeys.length === 96 ? head.ticketKeys : "",
   };
@@ -264,6 +272,10 @@ export function text(head: FrameHead, field: string, size: number): string {
   const value = head[field];
   if (typeof value === "string" && value.length <= size) return value;
   throw wrong(field, `a text of at most ${size} characters`);
+}
+
+function optionalText<F extends string>(head: FrameHead, field: F): { readonly [K in F]?: string } {
+  return (head[field] === undefined ? {} : { [field]: text(head, field, textSize) }) as { readonly [K in F]?: string };
 }
 
 /** A field, checked. */

@@ -15,6 +15,7 @@ import { type ForeignSockets, serves } from "./foreign_sockets.ts";
 import type { Limits } from "../limits.ts";
 import { adopt } from "../natives/graft.ts";
 import { owning } from "../sockets/descriptors.ts";
+import type { SocketOrigin } from "./flow_strategy.ts";
 import type { OwnPaths } from "./own_paths.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
 import type { Succession } from "./successor.ts";
@@ -45,7 +46,8 @@ export interface Opened<T> {
  * @param kind Whether it is to listen, or to receive datagrams.
  * @param wanted The address, resolved.
  * @param address The same as the application gave it.
- * @throws As `Takeover.listen` and `Takeover.bind`.
+ * @param inspect Sees the socket before the application's callback is called; nothing has been taken of an incumbent then.
+ * @throws What `inspect` does, and as `Takeover.listen` and `Takeover.bind`.
  */
 export async function openEndpoint<T>(
   { runtime, limits, succession, foreign, paths }: Sources,
@@ -54,15 +56,20 @@ export async function openEndpoint<T>(
   wanted: SocketAddress,
   address: EndpointAddress | DatagramAddress,
   open: (at: never) => T,
+  inspect: (socket: Unopened, origin: SocketOrigin) => void = () => {},
 ): Promise<Opened<Awaited<T>>> {
   const found = succession?.endpoints.get(name);
   const isInherited = found !== undefined && isOfKind(found.identity, kind) && serves(runtime, found, wanted);
-  if (isInherited) succession!.endpoints.delete(name);
+  if (isInherited) {
+    inspect(found, "inherited");
+    succession!.endpoints.delete(name);
+  }
   const given = isInherited ? found : foreign.claim(name, wanted, kind);
   const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, kind, succession?.endpoints);
   paths.take(identity.address);
   const adopted = await owning(descriptor, async (owned) => {
     try {
+      if (!isInherited) inspect({ descriptor, identity }, given ? "given" : "new");
       return await (kind === "datagram" ? adoptPaused : adopt)(runtime, limits, name, owned, identity, open);
     } catch (error) {
       // Nobody will ever answer on a path that was bound for it.

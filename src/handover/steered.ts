@@ -15,36 +15,23 @@
  * before there is a successor: one that is killed in the lease takes nothing
  * with it. The socket of a generation that has ended is the next one's.
  *
+ * Another program of this user can join the group, and leave it: then the
+ * kernel moves its last member. So the order is looked at before a successor is
+ * told of it, and before it reads.
+ *
  * @module
  */
 
-import type { InetAddress } from "../c/sockaddr.ts";
-import { messageRoom, receiveMessage } from "../channels/message.ts";
+import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { receiveBufferOf, setReceiveBuffer } from "../sockets/datagram.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/socket.ts";
-import { byTag, type Tag } from "../steering/programs.ts";
-import { ReuseportGroup } from "../steering/reuseport.ts";
-
-/** A socket of the group as it travels; the first is in the first slot. */
-export interface TravellingMember {
-  /** 0 for one that is nobody's yet. */
-  readonly generation: number;
-  readonly channel: OwnedDescriptor;
-}
-
-/** What the process is that steers. */
-export interface SteeringHost {
-  readonly runtime: Runtime;
-  readonly generation: number;
-  readonly tag: Tag;
-  /** Serves what has come to a socket that nobody reads any more. */
-  readonly datagram: (bytes: Uint8Array, peer: InetAddress) => void;
-  /** Whether the process of an older generation is there. */
-  isThere(generation: number): boolean;
-}
+import { drainDatagrams } from "../steering/draining.ts";
+import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
+import { openGroup, ReuseportGroup } from "../steering/reuseport.ts";
+import type { FlowHost, KernelFlows, TravellingMember } from "./flow_strategy.ts";
 
 /** A socket of the group. */
 interface Member {
@@ -57,14 +44,31 @@ interface Member {
 /** How long a packet may take from the program's answer to the socket. */
 const lateMs = 50;
 
+/** How long a slot's probe may take; it is sent on this machine. That of a stranger's slot takes as long. */
+const probeMs = 50;
+
+/** The most members of others with which the order is found out: each takes its time. */
+const strangerCount = 16;
+
+/** The most slots of a manifest: sockets of ours, and of others between them. */
+const slotCount = 1_024;
+
+/** As many as the largest program that may come knows. */
+const generationCount = 16;
+
 /** The group, as one process has it. */
-export class SteeredGroup {
-  readonly #host: SteeringHost;
+export class SteeredFlows implements KernelFlows {
+  readonly keepsSocket = true;
+  /** What is left is read from a native socket. */
+  readonly count = 0;
+  readonly #host: FlowHost;
   readonly #own: Endpoint;
   readonly #members: Member[];
   readonly #group: ReuseportGroup;
   /** Whether this process reads what has no tag of an older one. */
   #isNewest = false;
+  /** The cookies by their slots, as a successor has been told. */
+  #told = "";
 
   /**
    * Takes up the group.
@@ -73,21 +77,21 @@ export class SteeredGroup {
    * @param members As the incumbent sent them, taken; none in the first process.
    * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR` when they are no group.
    */
-  constructor(host: SteeringHost, own: Endpoint, members: readonly TravellingMember[]) {
+  constructor(host: FlowHost, own: Endpoint, members: readonly TravellingMember[]) {
     this.#host = host;
     this.#own = own;
     const { cookie } = own.identity;
+    const mine = { generation: host.generation, cookie, socket: null };
     const found = members.map(({ generation, channel }): Member => {
-      const each = cookieOf(host.runtime, channel.number);
-      if (each !== cookie) return { generation, cookie: each, socket: channel };
-      channel[Symbol.dispose]();
-      return { generation: host.generation, cookie, socket: null };
+      return { generation, cookie: cookieOf(host.runtime, channel.number), socket: channel };
     });
-    const isAlone = found.every(({ socket }) => socket !== null);
-    this.#members = isAlone ? [{ generation: host.generation, cookie, socket: null }] : found;
-    if (isAlone) disposeAll(members.map(({ channel }) => channel));
+    const isAlone = found.every((each) => each.cookie !== cookie);
+    this.#members = isAlone ? [mine] : found.map((each) => each.cookie === cookie ? mine : each);
+    // The native object has its own copy, and what is no group is nobody's.
+    disposeAll(found.filter((each) => isAlone || each.cookie === cookie).map(({ socket }) => socket!));
     try {
-      this.#group = new ReuseportGroup(host.runtime, this.#members.map((member) => this.#numberOf(member)));
+      const slots = isAlone ? [0] : slotsOf(members);
+      this.#group = new ReuseportGroup(host.runtime, byPlace(slots, this.#members.map((each) => this.#numberOf(each))));
       if (isAlone) this.serve();
     } catch (error) {
       this.release();
@@ -126,10 +130,36 @@ export class SteeredGroup {
   /** Copies of all sockets in the kernel's order, which the caller closes. */
   travel(): TravellingMember[] {
     const { runtime } = this.#host;
-    return this.#members.map((member) => ({
-      generation: member.generation,
-      channel: new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member))),
-    }));
+    this.#told = this.#order();
+    const places = new Map(this.#group.members.map(({ cookie }, slot) => [cookie, slot]));
+    return this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
+      .sort((a, b) => a.slot - b.slot)
+      .map(({ member, slot }) => ({
+        generation: member.generation,
+        channel: new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member))),
+        slot,
+      }));
+  }
+
+  /** @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the order cannot be told: what is a successor to go by? */
+  async check(): Promise<void> {
+    if (!this.#hasChanged()) return;
+    try {
+      await this.#group.refresh(probeMs);
+    } finally {
+      if (this.#isNewest) this.serve();
+    }
+  }
+
+  /** @throws {TakeoverError} `ERR_TAKEOVER_STATE` also when it is another than the successor was told. */
+  async readying(): Promise<void> {
+    await this.check();
+    if (this.#told === this.#order()) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_STATE",
+      `Cannot hand over the group of ${JSON.stringify(this.#host.name)}: its order has changed since it was offered, ` +
+        "another program has left it; try again",
+    );
   }
 
   /** A successor reads from here on what this process does not know. */
@@ -140,9 +170,19 @@ export class SteeredGroup {
     this.#steerTo(spare.cookie);
   }
 
-  /** An older process has ended. */
-  ended(): void {
+  olderEnded(): void {
     if (this.#isNewest) this.serve();
+  }
+
+  resume(): void {
+    this.serve();
+  }
+
+  /** What has its tags comes to this process until it ends. */
+  end(): void {}
+
+  close(): void {
+    this.release();
   }
 
   /** The copies are the newest process's from here on. */
@@ -152,14 +192,15 @@ export class SteeredGroup {
   }
 
   #steerTo(newest: string): void {
-    const { generation, tag, isThere } = this.#host;
-    const known = this.#members.filter((each) => {
-      return each.cookie !== newest && (each.generation === generation || each.generation > 0 && isThere(each.generation));
+    const host = this.#host;
+    const tag = host.options.tag!;
+    const known = this.#members.filter(({ cookie, generation }) => {
+      return cookie !== newest && (generation === host.generation || generation > 0 && host.isThere(generation));
     });
     this.#group.steer((slotOf) => {
       const slots = new Map(known.map((each) => [tagOf(tag, each.generation), slotOf(each.cookie)]));
       slots.delete(0);
-      return byTag(tag, { slots, otherwise: slotOf(newest) });
+      return byEitherTag(tag, { slots, otherwise: slotOf(newest) });
     });
   }
 
@@ -169,26 +210,79 @@ export class SteeredGroup {
 
   /** Sockets whose process has ended, or has never been. */
   #orphans(): Member[] {
-    const { generation, isThere } = this.#host;
-    return this.#members.filter((each) => each.socket && each.generation !== generation && !isThere(each.generation));
+    const host = this.#host;
+    return this.#members.filter(({ socket, generation }) => {
+      return socket && generation !== host.generation && !host.isThere(generation);
+    });
   }
 
   #drainOrphans(): void {
     for (const { socket } of this.#orphans()) this.#drain(socket!);
   }
 
+  /** The application may have ended everything in its callback. */
   #drain({ number }: OwnedDescriptor): void {
     const { runtime, datagram } = this.#host;
-    // The application may have ended everything in its callback.
-    while (this.#isNewest) {
-      const incoming = receiveMessage(runtime, number, messageRoom);
-      if (typeof incoming === "number") return;
-      if (incoming.from && incoming.from.family !== "unix") datagram(incoming.bytes, incoming.from);
+    drainDatagrams(runtime, number, datagram, () => this.#isNewest);
+  }
+
+  /** The places of our own sockets. */
+  #order(): string {
+    return this.#group.members.map(({ cookie, descriptor }) => descriptor >= 0 ? cookie : "").join(" ").trimEnd();
+  }
+
+  #hasChanged(): boolean {
+    let changes;
+    try {
+      changes = this.#group.changes();
+    } catch (error) {
+      // Without tables to ask nobody can tell.
+      if (error instanceof TakeoverError && error.code === "ERR_TAKEOVER_UNSUPPORTED") return false;
+      throw error;
     }
+    const { joined, left } = changes;
+    if (joined.length <= strangerCount) return joined.length + left.length > 0;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_STATE",
+      `Cannot hand over the group of ${JSON.stringify(this.#host.name)}: ${joined.length} sockets of other programs ` +
+        `have joined it, expected at most ${strangerCount}; end them`,
+    );
   }
 }
 
+/**
+ * Whether the kernel takes the programs that a tag needs, tried on a socket of
+ * its own, so that nobody else's is touched.
+ *
+ * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when it does not, or the platform has none.
+ */
+export function trySteering(runtime: Runtime, tag: Tag | QuicTag): void {
+  const { group, sockets } = openGroup(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", 1);
+  try {
+    const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1)).filter((each) => each > 0);
+    group.steer(() => byEitherTag(tag, { slots: new Map(tags.map((each) => [each, 0])), otherwise: 0 }));
+  } finally {
+    disposeAll(sockets);
+  }
+}
+
+/** Where members are, as an incumbent says it; one that does not has them in the kernel's order. */
+function slotsOf(members: readonly TravellingMember[]): number[] {
+  const slots = members.map(({ slot }, index) => slot ?? index);
+  if (new Set(slots).size === slots.length && slots.every((slot) => slot < slotCount)) return slots;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_DESCRIPTOR",
+    `Cannot take a group with the slots ${slots.slice(0, 20).join(", ")}: expected each once, below ${slotCount}`,
+  );
+}
+
+function byPlace(slots: readonly number[], descriptors: readonly number[]): (number | null)[] {
+  const all = Array.from({ length: Math.max(...slots) + 1 }, (): number | null => null);
+  for (const [index, slot] of slots.entries()) all[slot] = descriptors[index]!;
+  return all;
+}
+
 /** A generation in the bits of a tag; 0 is none's. */
-function tagOf({ size, mask = 2 ** (size * 8) - 1 }: Tag, generation: number): number {
+function tagOf({ size, mask = 2 ** (size * 8) - 1 }: Tag | QuicTag, generation: number): number {
   return (generation & mask) >>> 0;
 }

@@ -16,7 +16,9 @@ import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
-import type { InheritedFlows, OlderFlows } from "./flows.ts";
+import type { InheritedFlows } from "./endpoint_flows.ts";
+import type { OlderFlows } from "./flow_links.ts";
+import type { TravellingMember } from "./flow_strategy.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { connectPath } from "../sockets/listener.ts";
@@ -52,7 +54,9 @@ export class Succession {
   /** The other sockets by name; an entry is taken out by whoever opens it. */
   readonly endpoints: Map<string, Unopened>;
   /** Where datagrams of older processes are forwarded, by the endpoint's name; taken by whoever opens that. */
-  readonly flows: Map<string, { readonly older: OlderFlows[]; readonly members: OlderFlows[] }> = new Map();
+  readonly flows: Map<string, { readonly older: OlderFlows[]; readonly members: TravellingMember[] }> = new Map();
+  /** How the incumbent's flows stay with it, as it says, by the endpoint's name. */
+  readonly #strategies = new Map<string, string>();
   /** The keys of the session tickets of the incumbent's TLS servers, by name. */
   readonly ticketKeys: ReadonlyMap<string, string>;
   /** What the incumbent's application gave. */
@@ -171,12 +175,22 @@ export class Succession {
     conversation.end();
   }
 
-  #sort({ kind, name, generation = 0 }: OfferedEndpoint, socket: Unopened): void {
+  #sort({ kind, name, generation = 0, ...offered }: OfferedEndpoint, { descriptor: channel, ...socket }: Unopened): void {
     if (kind === "control") return;
-    if (kind !== "flows" && kind !== "member") return void this.endpoints.set(name, socket);
+    if (kind !== "flows" && kind !== "member") return void this.endpoints.set(name, { descriptor: channel, ...socket });
+    const { format = "own", slot = null, strategy } = offered;
     const flows = this.flows.get(name) ?? { older: [], members: [] };
-    flows[kind === "flows" ? "older" : "members"].push({ generation, channel: socket.descriptor });
+    if (kind === "flows") flows.older.push({ generation, channel, format });
+    else flows.members.push({ generation, channel, slot });
     this.flows.set(name, flows);
+    if (strategy !== undefined) this.#strategies.set(name, strategy);
+  }
+
+  /** How the incumbent's flows of an endpoint stay with it; null when it has none. An earlier release does not say it. */
+  strategyOf(name: string): string | null {
+    const flows = this.flows.get(name);
+    if (!flows) return null;
+    return this.#strategies.get(name) ?? (flows.members.length > 0 ? "steered" : "forwarded");
   }
 
   /** The older processes of an endpoint, once; the caller closes the channels. */

@@ -36,7 +36,9 @@ import { noQueues, type QueueCounts, sumOfQueues } from "./queue_counts.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
-import { checkedFlows, type FlowOptions, type Flows, type InheritedFlows, type OfferedSocket, ProcessFlows } from "./flows.ts";
+import type { EndpointFlows, Flows, InheritedFlows, NoFlows } from "./endpoint_flows.ts";
+import { checkedFlows, type FlowOptions } from "./flow_options.ts";
+import { type OfferedSocket, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { registrationsOf } from "../sockets/event_loop.ts";
 import { inheritedDescriptors } from "../foreign/activation.ts";
@@ -68,6 +70,13 @@ interface Surroundings {
   readonly foreign: ForeignSockets;
   /** Null when reports are switched off. */
   readonly notifier: Notifier | null;
+}
+
+/** What an endpoint for datagrams has besides. */
+interface Datagrams {
+  readonly flows: EndpointFlows | NoFlows;
+  /** Whether the application itself lets others bind the address. */
+  readonly isShared: boolean;
 }
 
 /** One process's part in a chain of generations. Made by `takeOver`. */
@@ -171,7 +180,12 @@ export class Takeover implements AsyncDisposable {
       (progress) => this.#emitter.emit("progress", progress),
       (error) => this.#emitter.emit("unserved", reported(error)),
     );
-    this.#flows = new ProcessFlows(runtime, this.generation, (error) => this.#emitter.emit("unserved", reported(error)));
+    this.#flows = new ProcessFlows({
+      runtime,
+      limits: this.#limits,
+      generation: this.generation,
+      failed: (error) => this.#emitter.emit("unserved", reported(error)),
+    });
     this.#reporting = new Reporting({
       notifier,
       pid: runtime.libc.getpid(),
@@ -192,6 +206,7 @@ export class Takeover implements AsyncDisposable {
       atRest: () => Promise.all([...this.#groups.values()].map((group) => group.atRest)),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
+      readying: (claimed) => this.#flows.readying(claimed),
       lease: (to, claimed) => this.#becomeLeased(to, claimed),
       move: (second) => this.#depart(second),
       resume: (to, error) => this.#resume(to, error),
@@ -350,10 +365,13 @@ export class Takeover implements AsyncDisposable {
    * @param open Opens a native socket at the address it is given, which on
    *   Linux is a placeholder that the true socket replaces right after. It is
    *   given the flows besides.
-   * @param options `flows`: for flows that stay with the process that knows them.
+   * @param options `flows`: for flows that stay with the process that knows
+   *   them; the event `flows` says how.
    * @returns What `open` returned. It receives from {@linkcode ready} on; the
    *   first process's at once.
-   * @throws {TakeoverError} As {@linkcode listen}.
+   * @throws {TakeoverError} As {@linkcode listen}. For `flows` also `ERR_TAKEOVER_STATE` when they have no means, or none
+   *   for what the incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have; `ERR_TAKEOVER_UNSUPPORTED`
+   *   when this machine gives nothing of what they have means for.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
    *
    * @example
@@ -377,9 +395,10 @@ export class Takeover implements AsyncDisposable {
     open: (at: never, flows: Flows) => T,
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
-    const flows = checkedFlows(options.flows);
-    const wanted = flows && "tag" in flows ? { ...address, reusePort: true } : address;
-    return await this.#openOnce("datagram", name, wanted, (at) => open(at, this.#flows.open(name, flows)));
+    const flows = this.#flows.begin(name, checkedFlows(options.flows));
+    const wanted = flows.needsGroup ? { ...address, reusePort: true } : address;
+    const isShared = "reusePort" in address && address.reusePort === true;
+    return await this.#openOnce("datagram", name, wanted, (at) => open(at, flows), { flows, isShared });
   }
 
   /**
@@ -683,6 +702,7 @@ export class Takeover implements AsyncDisposable {
     name: string,
     address: EndpointAddress | DatagramAddress,
     open: (at: never) => T,
+    datagrams?: Datagrams,
   ): Promise<Awaited<T>> {
     checkedName(name, this.#limits);
     if (this.#store) checkedStoreName(name);
@@ -690,7 +710,7 @@ export class Takeover implements AsyncDisposable {
     if (this.#endpoints.has(name) || this.#opening.has(name)) throw usedTwice(name);
     this.#opening.add(name);
     try {
-      return await this.#open(kind, name, address, open);
+      return await this.#open(kind, name, address, open, datagrams);
     } finally {
       this.#opening.delete(name);
     }
@@ -702,15 +722,22 @@ export class Takeover implements AsyncDisposable {
     name: string,
     address: EndpointAddress | DatagramAddress,
     open: (at: never) => T,
+    datagrams?: Datagrams,
   ): Promise<Awaited<T>> {
     const wanted = await resolveAddress(this.#runtime, address);
     this.#checkListening(name);
-    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open);
+    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open, (socket, origin) => {
+      const before = origin === "inherited" ? this.#succession!.strategyOf(name) : null;
+      datagrams?.flows.choose(socket, origin, before, datagrams.isShared);
+    });
     this.#add(endpoint, isNew);
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);
     if (kind === "listener") this.#moves.opened(endpoint, native);
-    else this.#flows.opened(endpoint, this.#inheritedFlows(name, isNew));
+    if (datagrams) {
+      const opened = this.#flows.opened(endpoint, datagrams.flows, this.#inheritedFlows(name, isNew));
+      if (opened) this.#emitter.emit("flows", opened);
+    }
     return native;
   }
 
@@ -808,6 +835,7 @@ export class Takeover implements AsyncDisposable {
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
       this.#takeBackGroups();
+      this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
   }

@@ -9,7 +9,7 @@ import { checked, isSystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { DatagramAddress } from "./address.ts";
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
-import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption, setShared } from "./socket.ts";
+import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption, setShared, shareOption } from "./socket.ts";
 
 /** Linux's options (socket(7)); the last is SO_RCVBUF without its limit, for CAP_NET_ADMIN. */
 const SO_RCVBUF = 8;
@@ -45,6 +45,11 @@ export function bindDatagram(runtime: Runtime, address: SocketAddress, options: 
     }
     return new OwnedDescriptor(runtime, socket.take());
   });
+}
+
+/** A socket that was bound with SO_REUSEPORT has its address alone from here on. Linux only. */
+export function leaveToNobodyElse(runtime: Runtime, descriptor: number): void {
+  setIntegerOption(runtime, descriptor, runtime.abi.constants.SOL_SOCKET, shareOption.linux, 0);
 }
 
 /**

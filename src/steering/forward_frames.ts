@@ -37,6 +37,9 @@ export interface ForwardFormat {
   decode(packet: Bytes): ForwardedDatagram[];
 }
 
+/** The name of a format, as a process says which it reads. */
+export type FormatName = "own" | "mvfst";
+
 /** The longest payload of UDP (RFC 768, over IPv6). */
 export const longestDatagramSize = 65_527;
 
@@ -93,6 +96,17 @@ export function mvfstFormat(abi: Abi, now: () => bigint): ForwardFormat {
     },
     decode: (packet) => [decodeMvfst(abi, packet)],
   };
+}
+
+/** All formats. */
+const formats: Readonly<Record<FormatName, (abi: Abi) => ForwardFormat>> = {
+  own: () => ownFormat,
+  mvfst: (abi) => mvfstFormat(abi, () => BigInt(Date.now()) * 1_000_000n),
+};
+
+/** A format by its name, or null for one that is not known here. */
+export function formatNamed(abi: Abi, name: string): ForwardFormat | null {
+  return Object.hasOwn(formats, name) ? formats[name as FormatName](abi) : null;
 }
 
 function encodeOwn(datagram: ForwardedDatagram): Bytes {

@@ -12,13 +12,13 @@
  * @module
  */
 
-import { allocate, viewOf } from "../c/bytes.ts";
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
 import { pause } from "../channels/readiness.ts";
 import { sendMessage } from "../channels/message.ts";
 import { checked, isSystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { dropCount } from "../sockets/queues.ts";
 import { bindSocket, connectSocket, localAddress, openSocket } from "../sockets/socket.ts";
 import { attachFilter, attachToGroup, detachFilter, hasFilter, nothing, whole } from "./attach.ts";
 import { answer, assemble, type Line } from "./bpf.ts";
@@ -39,11 +39,6 @@ export interface Unordered {
   /** How long a packet may take. */
   readonly timeoutMs: number;
 }
-
-/** Linux's SO_MEMINFO (asm-generic/socket.h): nine numbers of 32 bits, the last of what was dropped. */
-const SO_MEMINFO = 55;
-const memoryInfoSize = 36;
-const dropsOffset = 32;
 
 /** A member that drops other packets as well at that moment makes a probe useless. */
 const attemptCount = 5;
@@ -152,14 +147,6 @@ function send(runtime: Runtime, { address, type }: Unordered, number: number): v
 function reachable(address: InetAddress): InetAddress {
   if (address.hostname === "0.0.0.0") return { ...address, hostname: "127.0.0.1" };
   return address.hostname === "::" ? { ...address, hostname: "::1" } : address;
-}
-
-function dropCount({ abi, libc }: Runtime, descriptor: number): number {
-  const info = allocate(memoryInfoSize);
-  const size = allocate(4);
-  viewOf(size).setUint32(0, info.length, true);
-  checked(abi, "getsockopt", libc.getsockopt(descriptor, abi.constants.SOL_SOCKET, SO_MEMINFO, info, size));
-  return viewOf(info).getUint32(dropsOffset, true);
 }
 
 function untold({ address }: Unordered, why: string): TakeoverError {

@@ -156,6 +156,11 @@ export function byQuicTag(tag: QuicTag, routes: TagRoutes): Line[] {
   ];
 }
 
+/** By a tag wherever it is: {@linkcode byQuicTag} or {@linkcode byTag}. */
+export function byEitherTag(tag: Tag | QuicTag, routes: TagRoutes): Line[] {
+  return "idLength" in tag ? byQuicTag(tag, routes) : byTag(tag, routes);
+}
+
 /** Goes on at one of two labels: whether a packet comes from an address and port. */
 export function ifFrom({ family, hostname, port }: InetAddress, isFrom: string, isNot: string): Line[] {
   const bytes = family === "inet" ? parseInet(hostname)! : parseInet6(hostname)!;

@@ -71,6 +71,9 @@ export interface GroupChange {
 /** A slot that no group has: the kernel's hash chooses for what is sent there. */
 export const noSlot = 65_534;
 
+/** A member of somebody else, of which nothing is known. */
+const unknown: GroupMember = { cookie: "", descriptor: -1 };
+
 /** A group as one process steers it. Only one process may: the last program counts, whoever attached it. */
 export class ReuseportGroup {
   readonly #runtime: Runtime;
@@ -84,18 +87,18 @@ export class ReuseportGroup {
   /**
    * Takes up a group.
    *
-   * @param descriptors Its sockets, in the order in which they joined; each
-   *   stays its owner's. When that is not certain: {@linkcode ReuseportGroup.refresh}.
+   * @param descriptors Its sockets by their slots; each stays its owner's. Null
+   *   is a member of somebody else. When that is not certain: {@linkcode ReuseportGroup.refresh}.
    * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR` when they are not of one
    *   address and type, all bound with SO_REUSEPORT; `ERR_TAKEOVER_UNSUPPORTED` on macOS.
    */
-  constructor(runtime: Runtime, descriptors: readonly number[]) {
+  constructor(runtime: Runtime, descriptors: readonly (number | null)[]) {
     if (runtime.abi.platform !== "linux") throw unsupported(runtime.abi.platform);
     this.#runtime = runtime;
-    const { address, type } = kindOf(runtime, descriptors[0] ?? -1);
+    const { address, type } = kindOf(runtime, descriptors.find((descriptor) => descriptor !== null) ?? -1);
     this.address = address;
     this.type = type;
-    this.#members = descriptors.map((descriptor) => this.#memberOf(descriptor));
+    this.#members = descriptors.map((descriptor) => descriptor === null ? unknown : this.#memberOf(descriptor));
   }
 
   /** The members by their slots. */
@@ -366,7 +369,19 @@ export function isShared(runtime: Runtime, descriptor: number): boolean {
   return runtime.abi.platform === "linux" && integerOption(runtime, descriptor, shareOption.linux) === 1;
 }
 
-function openMember(runtime: Runtime, address: InetAddress, type: GroupType, options: GroupOptions): OwnedDescriptor {
+/**
+ * Opens one more socket at the address of a group, which no group of ours is
+ * told of.
+ *
+ * @returns The socket, non-blocking, in the kernel's last slot; the caller owns it.
+ * @throws {SystemError} For instance `EADDRINUSE` when the group is another user's.
+ */
+export function openMember(
+  runtime: Runtime,
+  address: InetAddress,
+  type: GroupType,
+  options: GroupOptions,
+): OwnedDescriptor {
   const { abi, libc } = runtime;
   const { SOL_SOCKET, SO_REUSEADDR, IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, type)), (socket) => {
@@ -392,7 +407,8 @@ function kindOf(runtime: Runtime, descriptor: number): { address: InetAddress; t
   throw notOfGroup(descriptor, shown, "a TCP listener or UDP socket with SO_REUSEPORT");
 }
 
-function isIpv6Only({ abi, libc }: Runtime, descriptor: number): boolean {
+/** Whether an IPv6 socket takes no IPv4 (ipv6(7), IPV6_V6ONLY). */
+export function isIpv6Only({ abi, libc }: Runtime, descriptor: number): boolean {
   const { IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   const value = allocate(4);
   const size = allocate(4);

@@ -3,7 +3,8 @@ import dgram from "node:dgram";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
-import type { FlowOptions, Flows, SteeredFlows } from "../../src/handover/flows.ts";
+import type { Flows } from "../../src/handover/endpoint_flows.ts";
+import type { FlowOptions } from "../../src/handover/flow_options.ts";
 import { ForeignSockets } from "../../src/handover/foreign_sockets.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
@@ -346,7 +347,7 @@ const peer: InetAddress = { family: "inet", hostname: "192.0.2.1", port: 7 };
 /** A first process whose flows a successor forwards, and what was forwarded to it. */
 async function flowing(
   use: (scene: { path: string; takeover: Takeover; flows: Flows; forwarded: number[]; texts: string[] }) => Promise<void>,
-  way: Partial<SteeredFlows> = {},
+  way: Pick<FlowOptions, "tag"> = {},
 ): Promise<void> {
   using folder = new TemporaryFolder();
   const path = folder.file("control.sock");

@@ -1,9 +1,13 @@
 import assert from "node:assert/strict";
 import { allocate } from "../../src/c/bytes.ts";
+import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
-import { unreadSize, unsentSize } from "../../src/sockets/queues.ts";
+import { dropCount, mostWaiting, unreadSize, unsentSize } from "../../src/sockets/queues.ts";
 import { connectSocket, localAddress, openPair, openSocket } from "../../src/sockets/socket.ts";
+import { attachFilter, nothing } from "../../src/steering/attach.ts";
+import { answer, assemble } from "../../src/steering/bpf.ts";
+import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
 import { runtime, test, until } from "./support.ts";
 
 const { libc } = runtime;
@@ -40,4 +44,26 @@ test("unreadSize and unsentSize count what waits in a Unix connection", async ()
 
 test("unreadSize throws the errno of a descriptor that is closed", () => {
   assert.throws(() => unreadSize(runtime, -1), { code: "EBADF", syscall: "ioctl" });
+});
+
+test("mostWaiting is no less than the datagrams that wait, however short, and 0 when none does", () => {
+  using from = openClient();
+  using at = openClient();
+  const to = localAddress(runtime, at.number) as InetAddress;
+  assert.equal(mostWaiting(runtime, at.number), 0);
+  for (let count = 1; count <= 100; count++) {
+    sendTo(from, to, ...count % 2 ? [1] : []);
+    assert.ok(mostWaiting(runtime, at.number) >= count);
+  }
+  assert.ok(mostWaiting(runtime, at.number) < 1_000);
+  assert.equal(datagramsAt(at).length, 100);
+});
+
+test("dropCount counts what a filter drops", () => {
+  using from = openClient();
+  using at = openClient();
+  attachFilter(runtime, at.number, assemble([answer(nothing)]));
+  for (let count = 0; count < 3; count++) sendTo(from, localAddress(runtime, at.number) as InetAddress, 1);
+  assert.equal(dropCount(runtime, at.number), 3);
+  assert.throws(() => dropCount(runtime, -1), { code: "EBADF", syscall: "getsockopt" });
 });

@@ -4,11 +4,13 @@
 
 import assert from "node:assert/strict";
 import process from "node:process";
+import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { disposeAll } from "../../src/sockets/descriptors.ts";
-import { openPair } from "../../src/sockets/socket.ts";
+import { localAddress, openPair } from "../../src/sockets/socket.ts";
 import { drainListener } from "../../src/steering/drain_listener.ts";
 import { ForwardedReceiver, ForwardLink } from "../../src/steering/forwarding.ts";
+import { PinnedSockets } from "../../src/steering/pinned.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
 import { canLoadSkReuseport } from "../../src/steering/sk_reuseport.ts";
 import { outcomeOf, report } from "./outcome.ts";
@@ -55,6 +57,17 @@ report({
       setTimeout(() => {}, 10_000);
     });
     return String(size);
+  }),
+  pinned: await outcomeOf(() => {
+    const { group, sockets: [main] } = groupOf("dgram", 1);
+    const [client, other] = [openClient(), openClient()];
+    const found: number[] = [];
+    const pinned = new PinnedSockets(runtime, main!.number, (bytes) => found.push(bytes[0]!));
+    const peer = localAddress(runtime, client.number) as InetAddress;
+    pinned.pin(peer);
+    for (const each of [client, other]) sendTo(each, group.address, 1);
+    pinned.unpin(pinned.keyOf(peer));
+    return `${found.length},${countsAt([main!])}`;
   }),
   loaded: { code: canLoadSkReuseport(runtime).code ?? "loaded" },
 });

@@ -62,6 +62,9 @@ test("20 hand-overs lose and double no datagram of steered flows, several genera
 test("20 hand-overs lose and double no datagram of forwarded flows, several generations at once", () =>
   handsOver(20, "forwarded"));
 
+test("20 hand-overs with connected flows lose and double no datagram, and each generation answers its own", () =>
+  handsOver(20, "connected"));
+
 test("a successor that is killed before it is ready takes no datagram with it", async () => {
   await using relay = await relayed();
   await next(relay, "deno");
@@ -110,6 +113,9 @@ test("forwarded flows are answered by the generation that knows them, four at on
 test("steered flows are answered by the generation that knows them, four at once, and by the newest afterwards", () =>
   keepsFlows("steered"));
 
+test("connected flows are answered by the generation that knows them, four at once, and by the newest afterwards", () =>
+  keepsFlows("connected"));
+
 /** How many sockets are bound to a port (proc(5), /proc/net/udp). */
 function socketCount(port: number): number {
   const address = `:${port.toString(16).toUpperCase().padStart(4, "0")} 00000000:0000`;
@@ -137,6 +143,20 @@ test("steered flows lose no more than a process has read when a successor is kil
   await sleep(restMs);
   // What comes meanwhile waits in its socket.
   successor.signal("SIGSTOP");
+  await sleep(restMs);
+  successor.signal("SIGKILL");
+  await incumbent.event("resumed");
+  await sleep(restMs);
+  const report = await load.stop();
+  assertHardlyAnythingLost(report);
+  assert.deepEqual(answerers(report), { 0: "1 2", 1: "1", 2: "1 2" });
+});
+
+test("connected flows lose no more than a process has read when a successor is killed in the lease", async () => {
+  await using relay = await relayed({ FLOWS: "connected", SETTLE_MS: "60000" });
+  const incumbent = await next(relay, "node");
+  using load = await Load.start(relay, 1_000, [0, 1, 2]);
+  const successor = await next(relay, "deno");
   await sleep(restMs);
   successor.signal("SIGKILL");
   await incumbent.event("resumed");

@@ -165,8 +165,10 @@ export async function keepsFlows(flows: string, runner: Runner = oneself): Promi
   using later = await Load.start(relay, 10_000, allTags, runner.perSecond);
   await sleep(restMs);
   const left = await later.stop();
-  assertNothingLost(left, 2);
-  assert.deepEqual(answerers(left), { 0: "4", 1: "4", 2: "2", 3: "4", 4: "4" });
+  // Flows from other ports are new ones where the kernel knows them by their peers.
+  const second = flows === "connected" ? "4" : "2";
+  assertNothingLost(left, new Set([second, "4"]).size);
+  assert.deepEqual(answerers(left), { 0: "4", 1: "4", 2: second, 3: "4", 4: "4" });
 }
 
 /** The runtime of each generation: every pair again and again. */

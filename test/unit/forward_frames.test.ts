@@ -9,6 +9,7 @@ import test from "node:test";
 import type { Bytes } from "../../src/c/bytes.ts";
 import { TakeoverError } from "../../src/errors.ts";
 import {
+  formatNamed,
   type ForwardedDatagram,
   longestDatagramSize,
   longestFrameSize,
@@ -104,4 +105,13 @@ test("ownFormat and mvfstFormat refuse to write what is no datagram of an IP sen
   for (const peer of [{ ...inet.peer, hostname: "localhost" }, { ...inet.peer, port: 0 }]) {
     assert.throws(() => ownFormat.encode({ ...inet, peer }), takeoverError("ERR_TAKEOVER_ADDRESS"));
   }
+});
+
+test("formatNamed gives both formats, and null for what every object has", () => {
+  for (const [name, isBatched] of [["own", true], ["mvfst", false]] as const) {
+    const format = formatNamed(linux, name)!;
+    assert.equal(format.isBatched, isBatched);
+    assert.deepEqual(format.decode(format.encode(inet)), [inet]);
+  }
+  assert.deepEqual(["", "OWN", "toString", "constructor"].map((name) => formatNamed(linux, name)), [null, null, null, null]);
 });

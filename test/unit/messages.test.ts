@@ -139,6 +139,25 @@ test("parseOffer takes the flows of an endpoint, of several generations", () => 
   }
 });
 
+test("parseOffer takes what an incumbent says of flows and members, and does without", () => {
+  const flows = { ...web, kind: "flows", address: { family: "unix", path: "" }, generation: 1 };
+  const member = { ...web, kind: "member", generation: 0 };
+  const many = limitsFrom({ endpointCount: 4, nameSize: 8 });
+  const parsed = (...endpoints: object[]) => parseOffer({ ...offer, endpoints: [control, web, ...endpoints] }, many).endpoints.slice(2);
+  const told = { ...flows, strategy: "of a later release", format: "mvfst" };
+  assert.deepEqual(parsed(told, { ...member, slot: 7 }), [told, { ...member, slot: 7 }]);
+  assert.deepEqual(parsed(flows, member), [flows, member]);
+  // What belongs to the other kind is ignored, like any unknown field.
+  assert.deepEqual(parsed({ ...flows, slot: "x" }, { ...member, strategy: 1, format: null }), [flows, member]);
+  for (const value of noTexts.slice(1)) {
+    assert.throws(() => parsed({ ...flows, strategy: value }), takeoverError("ERR_TAKEOVER_PROTOCOL"));
+    assert.throws(() => parsed({ ...flows, format: value }), takeoverError("ERR_TAKEOVER_PROTOCOL"));
+  }
+  for (const slot of noIntegers.slice(1)) {
+    assert.throws(() => parsed({ ...member, slot }), takeoverError("ERR_TAKEOVER_PROTOCOL"));
+  }
+});
+
 test("parseHello takes nothing but true for moves", () => {
   for (const moves of [undefined, null, 1, "true", {}, false]) {
     assert.equal(parseHelloHere({ ...hello, moves }).moves, false);

@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { answer, assemble, type Line } from "../../src/steering/bpf.ts";
-import { byQuicTag, byTag, everythingTo, ifFrom } from "../../src/steering/programs.ts";
+import { byEitherTag, byQuicTag, byTag, everythingTo, ifFrom } from "../../src/steering/programs.ts";
 import { interpret, udpPacket } from "./bpf_interpreter.ts";
 import { takeoverError } from "./support.ts";
 
@@ -93,6 +93,13 @@ test("byQuicTag reads the server's connection ids out of both headers, and no ot
   assert.equal(slotOf(lines, long(1).subarray(0, 15)), 0);
   assert.equal(slotOf(lines, long(1).subarray(0, 14)), 5);
   assert.equal(slotOf(lines, new Uint8Array(0)), 5);
+});
+
+test("byEitherTag makes the program of the tag that it is given", () => {
+  const routes = { slots: new Map([[1, 0]]), otherwise: 1 };
+  const [tag, quic] = [{ offset: 0, size: 1 }, { offset: 0, size: 1, idLength: 8 }] as const;
+  assert.deepEqual(byEitherTag(tag, routes), byTag(tag, routes));
+  assert.deepEqual(byEitherTag(quic, routes), byQuicTag(quic, routes));
 });
 
 test("ifFrom tells an address and port from all others, of both families", () => {

@@ -1,0 +1,148 @@
+/**
+ * Flows that the newest process forwards, and how processes learn of each
+ * other's end: a socket pair for each older process. The near end travels from
+ * newest to newest; the older process keeps the far one until it ends.
+ *
+ * @module
+ */
+
+import type { InetAddress } from "../c/sockaddr.ts";
+import { TakeoverError } from "../errors.ts";
+import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { duplicate, openPair } from "../sockets/socket.ts";
+import { formatNamed } from "../steering/forward_frames.ts";
+import { Forwarder, ForwardedReceiver, ForwardLink } from "../steering/forwarding.ts";
+import type { FlowHost } from "./flow_strategy.ts";
+
+/** A near end as it travels. */
+export interface OlderFlows {
+  /** Whose far end it has. */
+  readonly generation: number;
+  readonly channel: OwnedDescriptor;
+  /** How that one is written to, as it has said itself. */
+  readonly format: string;
+}
+
+/** How many older processes there are at most; the flows of one that is older still are the newest's. */
+const olderCount = 15;
+
+/** The links of one endpoint. */
+export class FlowLinks {
+  readonly #host: FlowHost;
+  readonly #forwarder: Forwarder;
+  readonly #older = new Map<number, OlderFlows & { readonly link: ForwardLink }>();
+  /** What a successor will forward over. */
+  #far: OwnedDescriptor | null = null;
+  #receiver: ForwardedReceiver | null = null;
+
+  constructor(host: FlowHost) {
+    this.#host = host;
+    this.#forwarder = new Forwarder((bytes, peer) => host.options.route?.(bytes, peer) ?? null);
+  }
+
+  /** Whether a newer process may forward something. */
+  get isReceiving(): boolean {
+    return this.#receiver !== null;
+  }
+
+  /** Whether the process of a generation is there. */
+  isThere(generation: number): boolean {
+    return this.#older.get(generation)?.link.isOpen === true;
+  }
+
+  /** Forwards a datagram when it belongs to an older process; false for one that is this process's. */
+  take(bytes: Uint8Array, peer: InetAddress): boolean {
+    return this.#forwarder.take(bytes, peer);
+  }
+
+  /**
+   * Takes up the links of older processes.
+   *
+   * @param older Taken.
+   * @param ended Hears of the end of one of them.
+   */
+  add(older: readonly OlderFlows[], ended: () => void): void {
+    const { runtime, datagram } = this.#host;
+    for (const each of older) {
+      const format = formatNamed(runtime.abi, each.format);
+      const returned = ({ bytes, peer }: { bytes: Uint8Array; peer: InetAddress }) => datagram(bytes, peer);
+      const link = new ForwardLink(runtime, each.channel, { ...format && { format }, returned, ended });
+      this.#older.set(each.generation, { ...each, link });
+      if (format) this.#forwarder.add(each.generation, link);
+      else this.#host.failed(unknownFormat(this.#host.name, each));
+    }
+  }
+
+  /** Ends those that cannot be written to: whoever waits for what they carry would wait in vain. */
+  endUnknown(): void {
+    const { abi } = this.#host.runtime;
+    for (const { format, link } of this.#older.values()) if (!formatNamed(abi, format)) link.close();
+  }
+
+  /** The near ends for a successor, this process's own first; the caller closes them. */
+  offer(): OlderFlows[] {
+    const { runtime, generation, options } = this.#host;
+    const [near, far] = openPair(runtime, "seqpacket");
+    this.#far?.[Symbol.dispose]();
+    this.#far = far;
+    const open = [...this.#older.values()].filter(({ link }) => link.isOpen)
+      .sort((a, b) => b.generation - a.generation).slice(0, olderCount - 1);
+    return [
+      { generation, channel: near, format: options.format ?? "own" },
+      ...open.map(({ channel, generation, format }) => {
+        return { generation, format, channel: new OwnedDescriptor(runtime, duplicate(runtime, channel.number)) };
+      }),
+    ];
+  }
+
+  /** A successor reads from here on: what it forwards is served. */
+  receive(): void {
+    const { runtime, options, datagram } = this.#host;
+    const far = this.#far;
+    this.#far = null;
+    if (!far) return;
+    try {
+      this.#receiver = new ForwardedReceiver(runtime, far, {
+        ...options.format && { format: formatNamed(runtime.abi, options.format)! },
+        datagram,
+        ended: (error) => this.#ended(error),
+      });
+    } catch (error) {
+      this.#ended(error);
+    }
+  }
+
+  /** Takes no more from a newer process, but for what is on its way. */
+  end(): void {
+    this.#receiver?.end();
+  }
+
+  /** The links to older processes are the newest's from here on. */
+  release(): void {
+    for (const { link } of this.#older.values()) link.close();
+    this.#older.clear();
+  }
+
+  /** Ends everything. */
+  close(): void {
+    this.#far?.[Symbol.dispose]();
+    this.#far = null;
+    this.end();
+    this.release();
+  }
+
+  /** A link that is not right ends alone: its flows are the newest's then. */
+  #ended(error: unknown): void {
+    this.#receiver = null;
+    if (error !== null) this.#host.failed(error);
+    this.#host.changed();
+  }
+}
+
+function unknownFormat(name: string, { generation, format }: OlderFlows): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_UNSUPPORTED",
+    `Cannot forward datagrams of ${JSON.stringify(name)} to generation ${generation}: it reads the format ` +
+      `${JSON.stringify(format.slice(0, 80))}, expected own or mvfst; its flows are this process's`,
+  );
+}

@@ -1,0 +1,245 @@
+/**
+ * Which strategy an endpoint's flows have: the best that the application has
+ * means for and the machine gives, or an error; and what is wrong with means.
+ */
+
+import assert from "node:assert/strict";
+import type { InetAddress } from "../../src/c/sockaddr.ts";
+import { openReadiness } from "../../src/channels/readiness.ts";
+import { sendMessage } from "../../src/channels/message.ts";
+import type { FlowOptions } from "../../src/handover/flow_options.ts";
+import { FlowLinks } from "../../src/handover/flow_links.ts";
+import type { FlowHost } from "../../src/handover/flow_strategy.ts";
+import type { Succession } from "../../src/handover/successor.ts";
+import { defaultLimits } from "../../src/limits.ts";
+import type { Runtime } from "../../src/runtime.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
+import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
+import { ForwardLink } from "../../src/steering/forwarding.ts";
+import { openMember } from "../../src/steering/reuseport.ts";
+import { nodeDatagram } from "./ends.ts";
+import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
+import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
+import { runtime, takeoverError, test, until } from "./support.ts";
+
+const tag = { offset: 0, size: 1 } as const;
+const peers = () => [];
+const route = (bytes: Uint8Array) => bytes[0]!;
+const datagram = () => {};
+
+const SO_ATTACH_REUSEPORT_CBPF = 51;
+const ENOPROTOOPT = -92;
+const ENOMEM = -12;
+
+/** A kernel that takes no program for a group. */
+const without = changed("setsockopt", (_, _level, option) => option === SO_ATTACH_REUSEPORT_CBPF ? ENOPROTOOPT : null);
+/** One whose memory for them has a limit that the program of a tag is over. */
+let sizes: number[] = [];
+const small = changed("setsockopt", (_, _level, option, value) => {
+  if (option !== SO_ATTACH_REUSEPORT_CBPF) return null;
+  sizes.push((value as Uint8Array)[0]! + 256 * (value as Uint8Array)[1]!);
+  return sizes.at(-1)! > 1 ? ENOMEM : null;
+});
+// What waiting needs stays open, and is no leak.
+for (const each of [without, small]) await openReadiness(each);
+
+/** The strategy that is chosen, and what is told of the others. */
+async function chosen(flows: Partial<FlowOptions>, seen?: Runtime): Promise<[string | null, string[][]]> {
+  let found: [string | null, string[][]] = [null, []];
+  await flowScene(flows, async ({ flows, opened }) => {
+    assert.equal(opened.length, 1);
+    assert.equal(opened[0]!.strategy, flows.strategy);
+    found = [flows.strategy, opened[0]!.refused.map(({ strategy, code }) => [strategy, code])];
+  }, seen ? { seen } : {});
+  return found;
+}
+
+test("Takeover.bind chooses the best strategy that there are means for", async () => {
+  assert.deepEqual(await chosen({ tag, peers, route }), ["steered", []]);
+  assert.deepEqual(await chosen({ peers, route }), ["connected", []]);
+  assert.deepEqual(await chosen({ tag }), ["steered", []]);
+  assert.deepEqual(await chosen({ peers }), ["connected", []]);
+  assert.deepEqual(await chosen({ route }), ["forwarded", []]);
+});
+
+test("Takeover.bind falls to the next strategy where the kernel refuses a program, and tells so", async () => {
+  const refusal = "ERR_TAKEOVER_UNSUPPORTED";
+  assert.deepEqual(await chosen({ tag, peers, route }, small), ["connected", [["steered", refusal]]]);
+  assert.ok(sizes.some((size) => size > 1) && sizes.includes(1), `programs of ${sizes} instructions`);
+  assert.deepEqual(await chosen({ tag, route }, small), ["forwarded", [["steered", refusal]]]);
+  const both = [["steered", refusal], ["connected", refusal]];
+  assert.deepEqual(await chosen({ tag, peers, route }, without), ["forwarded", both]);
+});
+
+test("Takeover.bind throws the refusal when no strategy is left, before it has opened anything", async () => {
+  await flowScene({ route }, async ({ takeover, to, read }) => {
+    const attempt = (flows: FlowOptions) => takeover.bind("other", { port: 0 }, () => assert.fail("it was called"), { flows });
+    await assert.rejects(attempt({ tag, datagram }), takeoverError("ERR_TAKEOVER_UNSUPPORTED"));
+    await assert.rejects(attempt({ tag, peers, datagram }), takeoverError("ERR_TAKEOVER_UNSUPPORTED"));
+    using client = openClient();
+    sendTo(client, to, 1);
+    await until(() => read.length === 1, "the endpoint that is there");
+  }, { seen: without });
+});
+
+test("Takeover.bind refuses flows that cannot be, and traffic goes on", () =>
+  flowScene({ route }, async ({ takeover, to, read }) => {
+    const attempt = (flows: unknown) =>
+      takeover.bind("other", { port: 0 }, () => assert.fail("it was called"), { flows: flows as FlowOptions });
+    for (const flows of [{}, { datagram }, { route }, { datagram: 1, route }, { datagram, route: 1 }]) {
+      await assert.rejects(attempt(flows), takeoverError("ERR_TAKEOVER_STATE"), JSON.stringify(flows));
+    }
+    for (const flows of [{ datagram, tag: 1 }, { datagram, tag: null }, { datagram, peers: [] }, { datagram, route, format: "x" }]) {
+      await assert.rejects(attempt(flows), takeoverError("ERR_TAKEOVER_STATE"), JSON.stringify(flows));
+    }
+    const wrong = [{ offset: 65_507, size: 1 }, { offset: 0, size: 3 }, { offset: -1, size: 1 }, {}, { ...tag, mask: 256 }];
+    const unfit = [{ idLength: 8, offset: 7, size: 2 }, { idLength: 21, offset: 0, size: 1 }, { idLength: 0, offset: 0, size: 1 }];
+    for (const each of [...wrong, ...unfit]) {
+      await assert.rejects(attempt({ datagram, tag: each }), takeoverError("ERR_TAKEOVER_RANGE"), JSON.stringify(each));
+    }
+    using client = openClient();
+    sendTo(client, to, 5);
+    await until(() => read.length === 1, "the endpoint that is there");
+  }));
+
+test("Takeover.bind with a strategy that needs a group finds the address taken by another group all the same", async () => {
+  using other = openMember(runtime, { family: "inet", hostname: "127.0.0.1", port: 0 }, "dgram", {});
+  const { port } = localAddress(runtime, other.number) as InetAddress;
+  await flowScene({ route }, async ({ takeover }) => {
+    const bind = (reusePort: boolean, flows: FlowOptions) =>
+      takeover.bind("other", { hostname: "127.0.0.1", port, reusePort }, nodeDatagram.open, { flows });
+    await assert.rejects(bind(false, { tag, peers, datagram }), { code: "EADDRINUSE" });
+    // One that shares it knowingly has no order to go by.
+    await assert.rejects(bind(true, { tag, peers, datagram }), takeoverError("ERR_TAKEOVER_STATE"));
+  });
+});
+
+test("Takeover.bind shares no address for a strategy that it could not have", async () => {
+  await flowScene({ tag, route }, async ({ flows, to }) => {
+    assert.equal(flows.strategy, "forwarded");
+    assert.throws(() => openMember(runtime, to, "dgram", {}), { code: "EADDRINUSE" });
+  }, { seen: small });
+  await flowScene({ tag, route }, async ({ flows, to }) => {
+    assert.equal(flows.strategy, "steered");
+    openMember(runtime, to, "dgram", {})[Symbol.dispose]();
+  });
+});
+
+/** The near end over which a successor forwards. */
+function linkOf(succession: Succession): { channel: OwnedDescriptor; format: string } {
+  const { older, members } = succession.takeFlows("game");
+  disposeAll([...older.slice(1), ...members].map(({ channel }) => channel));
+  return older[0]!;
+}
+
+const peer: InetAddress = { family: "inet", hostname: "192.0.2.1", port: 7 };
+
+test("Takeover reads mvfst's format when it has said so", () =>
+  flowScene({ route, format: "mvfst" }, async ({ path, served, unserved }) => {
+    const succession = await succeed(path);
+    const { channel, format } = linkOf(succession);
+    assert.equal(format, "mvfst");
+    const link = new ForwardLink(runtime, channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    await succession.ready([]);
+    succession.abort(new Error("enough"));
+    const second = await succeed(path);
+    link.close();
+    using socket = claim(second);
+    using other = new ForwardLink(runtime, linkOf(second).channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    await second.ready(["game"]);
+    for (const byte of [1, 2, 3]) other.forward(Uint8Array.of(byte), peer);
+    await until(() => served.length === 3, "the datagrams");
+    assert.deepEqual([served, unserved], [[1, 2, 3], []]);
+    assert.ok(socket.number >= 0);
+    second.abort(new Error("enough"));
+  }));
+
+/** Links to older processes, each with a format, and the ends of those. */
+function linksTo(...formats: string[]): { links: FlowLinks; ends: OwnedDescriptor[]; failures: { code: string }[] } {
+  const failures: { code: string }[] = [];
+  const host: FlowHost = {
+    ...{ runtime, limits: defaultLimits, name: "game", generation: 9, options: { route, datagram }, datagram },
+    failed: (error) => failures.push(error as { code: string }),
+    isThere: () => true,
+    changed() {},
+  };
+  const links = new FlowLinks(host);
+  const pairs = formats.map(() => openPair(runtime, "seqpacket"));
+  links.add(formats.map((format, index) => ({ generation: index + 1, channel: pairs[index]![0], format })), () => {});
+  return { links, ends: pairs.map(([, end]) => end), failures };
+}
+
+test("FlowLinks write to each older process in its own format, and to none in one that they do not know", async () => {
+  const { links, ends, failures } = linksTo("own", "mvfst", "unheard of");
+  assert.deepEqual(failures.map(({ code }) => code), ["ERR_TAKEOVER_UNSUPPORTED"]);
+  assert.deepEqual([1, 2, 3].map((generation) => links.take(Uint8Array.of(generation, 42), peer)), [true, true, false]);
+  const packets: number[][] = [[], []];
+  await until(() => {
+    for (const index of [0, 1]) packets[index]!.push(...datagramsAt(ends[index]!).flat());
+    return packets.every((packet) => packet.length > 0);
+  }, "both packets");
+  const [own, mvfst] = packets.map((packet) => Uint8Array.from(packet));
+  assert.deepEqual(ownFormat.decode(own!), [{ bytes: Uint8Array.of(1, 42), peer }]);
+  assert.deepEqual(mvfstFormat(runtime.abi, () => 0n).decode(mvfst!), [{ bytes: Uint8Array.of(2, 42), peer }]);
+  assert.equal(links.isThere(3), true);
+  links.endUnknown();
+  assert.deepEqual([1, 2, 3].map((generation) => links.isThere(generation)), [true, true, false]);
+  links.close();
+  disposeAll(ends);
+});
+
+test("FlowLinks pass the formats on with the links", () => {
+  const { links, ends } = linksTo("own", "mvfst");
+  const offered = links.offer();
+  assert.deepEqual(offered.map(({ generation, format }) => [generation, format]), [[9, "own"], [2, "mvfst"], [1, "own"]]);
+  disposeAll([...offered.map(({ channel }) => channel), ...ends]);
+  links.close();
+});
+
+/** What a successor that is not right does to the incumbent's end: it alone ends, and everything else goes on. */
+async function endsAlone(
+  { path, to, served, unserved }: FlowScene,
+  code: string,
+  spoil: (link: OwnedDescriptor) => void,
+): Promise<void> {
+  const succession = await succeed(path);
+  using socket = claim(succession);
+  using link = linkOf(succession).channel;
+  await succession.ready(["game"]);
+  spoil(link);
+  await until(() => unserved.length === 1, "the incumbent to notice");
+  assert.deepEqual([unserved[0]!.code, served], [code, []]);
+  using client = openClient();
+  sendTo(client, to, 1);
+  assert.deepEqual(datagramsAt(socket), [[1]]);
+  await succession.settle();
+  succession[Symbol.dispose]();
+}
+
+const SO_PEERCRED = 17;
+let isStranger = false;
+/** A kernel that names another user at the other end of packets. */
+const strange = changed("getsockopt", (descriptor, _level, option, value) => {
+  if (!isStranger || option !== SO_PEERCRED || !isPackets(descriptor)) return null;
+  new DataView((value as Uint8Array).buffer).setUint32(4, 4_711, true);
+  return 0;
+});
+await openReadiness(strange);
+
+function isPackets(descriptor: number): boolean {
+  const { SO_TYPE, SOCK_SEQPACKET } = runtime.abi.constants;
+  return integerOption(runtime, descriptor, SO_TYPE) === SOCK_SEQPACKET;
+}
+
+test("Takeover takes nothing from a user that may not forward, and its hand-over goes on", () => {
+  isStranger = true;
+  return flowScene({ route }, (scene) => endsAlone(scene, "ERR_TAKEOVER_USER", () => {}), { seen: strange })
+    .finally(() => isStranger = false);
+});
+
+test("Takeover takes nothing more after a packet that is malformed, and its hand-over goes on", () =>
+  flowScene({ route }, (scene) =>
+    endsAlone(scene, "ERR_TAKEOVER_PROTOCOL", ({ number }) => {
+      assert.equal(sendMessage(runtime, number, { bytes: Uint8Array.of(9, 9, 9) }), 3);
+    })));
