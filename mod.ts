@@ -42,6 +42,7 @@ export type { WebSocketOptions } from "./src/connections/websocket_connection.ts
 export type { Json } from "./src/connections/movable.ts";
 export type { Progress } from "./src/handover/departures.ts";
 export type { ConnectionCounts, DrainOutcome } from "./src/handover/moves.ts";
+export type { Steering } from "./src/steering/keep_away.ts";
 export type { Displaced } from "./src/handover/displacing.ts";
 export type { QueueCounts } from "./src/handover/queue_counts.ts";
 export type { OfferedState } from "./src/handover/messages.ts";

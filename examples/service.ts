@@ -91,6 +91,7 @@ async function live(
   takeover.on("drained", ({ remaining, ms, connections, queues }) => {
     say("drained", { remaining, ms, ...connections, queues });
   });
+  takeover.on("steering", (how) => say("steering", how));
   takeover.on("closed", (queues) => say("closed", queues));
   takeover.on("unserved", (error) => say("unserved", error));
   takeover.on("flows", ({ strategy, refused }) => say("flows", { strategy, refused }));

@@ -135,7 +135,7 @@ async function steerAway(
       kept.end();
       copy[Symbol.dispose]();
     };
-    return { migrates: away.migrates, served: () => {}, close };
+    return { migrates: away.steering.migrates, served: () => {}, close };
   } catch (error) {
     if (error instanceof TakeoverError) return null;
     throw error;

@@ -25,19 +25,19 @@ import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { cookieOf } from "../sockets/socket.ts";
 import { emptyListener } from "../steering/empty_listener.ts";
-import { keepAwayFromOthers } from "../steering/keep_away.ts";
+import { keepAwayFromOthers, type Steering } from "../steering/keep_away.ts";
 import { isShared, ReuseportGroup } from "../steering/reuseport.ts";
 import { type ListedSocket, listedMembers } from "../steering/socket_diag.ts";
 import { Surplus } from "./surplus.ts";
 
-/** What became of the others. */
+/** What became of the others, and how. */
 export interface Displaced {
+  /** By which program new connections were kept away from them; null where there were none. */
+  readonly steering: Steering | null;
   /** How many listeners of others were at the address. */
   readonly otherCount: number;
   /** How many connections waited at them when new ones were kept away; they have accepted those. */
   readonly waitedCount: number;
-  /** Whether the kernel gave to this process what was left there when they closed. */
-  readonly migrated: boolean;
 }
 
 /** How long it may take. */
@@ -71,11 +71,11 @@ export async function displace(
   const own = new Set(endpoints.map(({ identity }) => identity.cookie));
   const others = () => listedMembers(runtime, address, "stream").filter(({ cookie }) => !own.has(cookie));
   const otherCount = others().length;
-  if (otherCount === 0) return { otherCount, waitedCount: 0, migrated: false };
+  if (otherCount === 0) return { otherCount, waitedCount: 0, steering: null };
   const descriptors = endpoints.map(({ descriptor }) => descriptor);
   const kept = new Set(own);
   const away = await keepAwayFromOthers(runtime, descriptors, (cookie) => kept.has(cookie));
-  const spares = openSpares(runtime, descriptors, away.followsOrder ? otherCount - 1 : 0);
+  const spares = openSpares(runtime, descriptors, away.steering.program === "classic" ? otherCount - 1 : 0);
   for (const { number } of spares) {
     away.joined(number);
     own.add(cookieOf(runtime, number));
@@ -89,7 +89,7 @@ export async function displace(
     await emptyListener(runtime, address, { serve, timeoutMs: queueMs });
     await end();
     await haveLeft(others, address, leaveMs);
-    return { otherCount, waitedCount, migrated: away.migrates };
+    return { otherCount, waitedCount, steering: away.steering };
   } finally {
     await away.refresh();
     await surplus.close(away, queueMs);

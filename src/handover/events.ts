@@ -10,6 +10,7 @@ import type { Peer } from "./messages.ts";
 import type { Progress } from "./departures.ts";
 import type { ConnectionCounts, DrainOutcome } from "./moves.ts";
 import type { QueueCounts } from "./queue_counts.ts";
+import type { Steering } from "../steering/keep_away.ts";
 
 /** What became of one hand-over, as either side reports it. */
 export interface Outcome {
@@ -43,6 +44,8 @@ export interface TakeoverEvents {
   readonly released: Outcome;
   /** The connections of a released or closed process have ended, or its time was up. */
   readonly drained: DrainOutcome;
+  /** A successor wants another number of listeners in a group than there are: until it is settled new connections go to those that both have. */
+  readonly steering: Steering & { readonly name: string };
   /** Listeners that nobody else had have been closed, and what became of those who were connecting. */
   readonly closed: QueueCounts & { readonly names: readonly string[] };
   /** An endpoint with flows has been opened: how they stay with the process that knows them, and what could not be. */

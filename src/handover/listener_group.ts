@@ -23,7 +23,7 @@ import type { Runtime } from "../runtime.ts";
 import { satisfies } from "../sockets/address.ts";
 import { cookieOf } from "../sockets/socket.ts";
 import { detachFromGroup } from "../steering/attach.ts";
-import { keepAwayFromOthers, type KeepingAway } from "../steering/keep_away.ts";
+import { keepAwayFromOthers, type KeepingAway, type Steering } from "../steering/keep_away.ts";
 import { isShared } from "../steering/reuseport.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Unopened } from "./binding.ts";
@@ -88,6 +88,11 @@ export class ListenerGroup {
     const surplus = inherited.slice(count);
     this.surplusNames.push(...surplus.map(([name]) => name));
     this.#surplus = new Surplus(this.#runtime, surplus.map(([, { descriptor }]) => descriptor), () => this.#servers);
+  }
+
+  /** By which program new connections go to some members alone; null when they go to all. */
+  get steering(): Steering | null {
+    return this.#away?.steering ?? null;
   }
 
   /** A member is in its server. */

@@ -54,6 +54,7 @@ export class Surplus {
   /** Closes them, once nobody is left there; the last one first, so that the others keep their slots. */
   async close(away: KeepingAway, timeoutMs: number): Promise<QueueCounts> {
     const open = this.#listeners.filter(({ number }) => number >= 0);
+    const { migrates } = away.steering;
     const address = open[0] && localAddress(this.#runtime, open[0].number);
     if (!address) return noQueues;
     const until = deadlineOf({ timeoutMs });
@@ -62,7 +63,7 @@ export class Surplus {
     // One may have come while the listener before left, and the next program was not there yet.
     for (const left = [...open]; left.length > 0; left.pop()) {
       const restMs = Math.max(0, until - Date.now());
-      unfinishedCount = away.migrates ? await this.#settle() : await this.#empty(left, address, restMs);
+      unfinishedCount = migrates ? await this.#settle() : await this.#empty(left, address, restMs);
       await this.#inTurn(() => {
         const last = left.at(-1)!;
         leftCount += waitingCount(this.#runtime, last.number);
@@ -70,7 +71,7 @@ export class Surplus {
       });
     }
     leftCount += unfinishedCount;
-    return { served: this.#servedCount, migrated: away.migrates ? leftCount : 0, reset: away.migrates ? 0 : leftCount };
+    return { served: this.#servedCount, migrated: migrates ? leftCount : 0, reset: migrates ? 0 : leftCount };
   }
 
   /** What the kernel gives to the others is not waited for. */

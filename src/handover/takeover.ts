@@ -684,6 +684,7 @@ export class Takeover implements AsyncDisposable {
     const offered = this.#succession?.endpoints ?? new Map();
     const inherited = inheritedMembers(name, offered, await resolveAddress(this.#runtime, wanted));
     await group.prepare(inherited, count);
+    if (group.steering) this.#emitter.emit("steering", { name, ...group.steering });
     for (const surplus of group.surplusNames) offered.delete(surplus);
     const natives: Awaited<T>[] = [];
     let { port } = wanted;

@@ -26,12 +26,19 @@ import { openMemberMap, steerAmong } from "./sk_reuseport.ts";
 /** How long a packet of our own hardly ever takes within one machine. */
 const quickMs = 50;
 
-/** How new connections are kept away. */
-export interface KeepingAway {
+/** By which program new connections are kept away from some listeners of a group. */
+export interface Steering {
+  /** `loaded`: one of SK_REUSEPORT; `classic`: one that anybody may attach, which follows the kernel's order. */
+  readonly program: "loaded" | "classic";
+  /** Why it is not a loaded one: an errno's name, for instance `EPERM` without CAP_BPF, or null when none was tried. */
+  readonly code: string | null;
   /** Whether what waits at a listener that closes goes on to the others by itself. */
   readonly migrates: boolean;
-  /** Whether it depends on the kernel's order, which changes when a listener leaves. */
-  readonly followsOrder: boolean;
+}
+
+/** How new connections are kept away. */
+export interface KeepingAway {
+  readonly steering: Steering;
   /** A listener of this process has joined, and is kept out, or has another number. */
   joined(descriptor: number): void;
   /** A listener has been closed. */
@@ -57,24 +64,24 @@ export async function keepAwayFromOthers(
   isKept: (cookie: string) => boolean,
 ): Promise<KeepingAway> {
   const group = new ReuseportGroup(runtime, descriptors);
-  return byMap(runtime, group, isKept) ?? await bySlots(runtime, group, isKept);
-}
-
-/** Null where it cannot be: without the capabilities, or when a stranger's listener is to stay. */
-function byMap(runtime: Runtime, group: ReuseportGroup, isKept: (cookie: string) => boolean): KeepingAway | null {
   const kept = group.members.filter(({ cookie }) => isKept(cookie));
-  if (kept.length === 0 || hasStrangers(group, isKept)) return null;
+  // A stranger's listener cannot be put into a map.
+  if (kept.length === 0 || hasStrangers(group, isKept)) return await bySlots(runtime, group, isKept, null);
   try {
-    loadFor(runtime, kept);
+    return byMap(runtime, group, kept);
   } catch (error) {
     // EPERM: it may not. EBUSY: the map of the process before has not gone yet.
-    if (error instanceof SystemError || error instanceof TakeoverError) return null;
+    if (error instanceof SystemError) return await bySlots(runtime, group, isKept, error.code);
     throw error;
   }
+}
+
+/** @throws {SystemError} Where it cannot be, for instance without the capabilities. */
+function byMap(runtime: Runtime, group: ReuseportGroup, kept: readonly GroupMember[]): KeepingAway {
+  loadFor(runtime, kept);
   let members: readonly GroupMember[] = group.members;
   return {
-    migrates: true,
-    followsOrder: false,
+    steering: { program: "loaded", code: null, migrates: true },
     refresh: () => Promise.resolve(),
     joined: (descriptor) => members = [{ cookie: cookieOf(runtime, descriptor), descriptor }, ...members],
     left: () => {},
@@ -96,12 +103,12 @@ async function bySlots(
   runtime: Runtime,
   group: ReuseportGroup,
   isKept: (cookie: string) => boolean,
+  code: string | null,
 ): Promise<KeepingAway> {
   await refresh(group);
   group.steer((_, members) => toKept(members, isKept));
   return {
-    migrates: migratesConnections(runtime),
-    followsOrder: true,
+    steering: { program: "classic", code, migrates: migratesConnections(runtime) },
     refresh: () => refresh(group),
     joined: (descriptor) => group.joined(descriptor),
     left: (cookie) => group.left(cookie),

@@ -62,7 +62,7 @@ test("20 hand-overs lose and double no datagram of steered flows, several genera
 test("20 hand-overs lose and double no datagram of forwarded flows, several generations at once", () =>
   handsOver(20, "forwarded"));
 
-test("20 hand-overs with connected flows lose and double no datagram, and each generation answers its own", () =>
+test("20 hand-overs lose and double no datagram of connected flows, several generations at once", () =>
   handsOver(20, "connected"));
 
 test("a successor that is killed before it is ready takes no datagram with it", async () => {

@@ -25,6 +25,8 @@ interface Way {
   open(): Promise<Relay>;
   other(relay: Relay, env?: Record<string, string>): Server;
   next(relay: Relay, runtime: RuntimeName, env: Record<string, string>): Promise<Server>;
+  /** By which program connections go to some listeners alone. */
+  readonly steering: object;
 }
 
 const otherCommand = commandFor("bun", join(root, other));
@@ -34,12 +36,14 @@ const asRoot: Way = {
   open: () => Relay.open({ ...stalls, DRAIN_MS: "5000" }, example),
   other: (relay, env) => new Server("bun", other, { ...otherEnv(relay), ...env }),
   next: (relay, runtime, env) => relay.next(runtime, env),
+  steering: { program: "loaded", code: null, migrates: true },
 };
 
 const asUser: Way = {
   open: () => openOrdinaryRelay({ ...stalls, DRAIN_MS: "5000" }, example),
   other: (relay, env) => new Server("bun", other, { ...otherEnv(relay), ...env }, asOrdinaryUser(otherCommand)),
   next: (relay, runtime, env) => nextOrdinary(relay, runtime, env, commandFor(runtime, join(root, example))),
+  steering: { program: "classic", code: "EPERM", migrates: false },
 };
 
 /**
@@ -61,9 +65,10 @@ async function alternate(way: Way, othersAtOnce: number, listenerCount: number):
   for (let round = 0; round < roundCount; round++) {
     const env = { LISTENERS: String(listenerCount), DISPLACES: others.map(({ pid }) => pid).join(" ") };
     const server = await way.next(relay, runtimes[round % runtimes.length]!, env);
-    const { otherCount, waitedCount, migrated } = await server.event("displaced");
-    console.log(JSON.stringify({ runtime: server.runtime, otherCount, waitedCount, migrated }));
+    const { otherCount, waitedCount, steering } = await server.event("displaced");
+    console.log(JSON.stringify({ runtime: server.runtime, otherCount, waitedCount, steering }));
     assert.equal(otherCount, othersAtOnce);
+    assert.deepEqual(steering, way.steering);
     for (const each of others) assert.equal(await each.ended, 0, each.stderr);
     await sleep(everyMs);
     if (round === roundCount - 1) break;
@@ -106,4 +111,4 @@ test("the same with three others and two listeners as an ordinary user", { skip:
   alternate(asUser, 3, 2));
 
 test("the same with net.ipv4.tcp_migrate_req", { skip: whyNoMigration() }, () =>
-  withMigration(() => alternate(asUser, 1, 1)));
+  withMigration(() => alternate({ ...asUser, steering: { ...asUser.steering, migrates: true } }, 1, 1)));
