@@ -21,7 +21,7 @@ import { detachFromGroup, whole } from "./attach.ts";
 import { answer, type Line } from "./bpf.ts";
 import { everythingTo } from "./programs.ts";
 import { type GroupMember, migratesConnections, ReuseportGroup } from "./reuseport.ts";
-import { openMemberMap, steerAmong } from "./sk_reuseport.ts";
+import { steerAmong } from "./sk_reuseport.ts";
 
 /** How long a packet of our own hardly ever takes within one machine. */
 const quickMs = 50;
@@ -78,7 +78,7 @@ export async function keepAwayFromOthers(
 
 /** @throws {SystemError} Where it cannot be, for instance without the capabilities. */
 function byMap(runtime: Runtime, group: ReuseportGroup, kept: readonly GroupMember[]): KeepingAway {
-  loadFor(runtime, kept);
+  steerAmong(runtime, kept.map(({ descriptor }) => descriptor));
   let members: readonly GroupMember[] = group.members;
   return {
     steering: { program: "loaded", code: null, migrates: true },
@@ -87,16 +87,6 @@ function byMap(runtime: Runtime, group: ReuseportGroup, kept: readonly GroupMemb
     left: () => {},
     end: () => release(runtime, members),
   };
-}
-
-function loadFor(runtime: Runtime, kept: readonly GroupMember[]): void {
-  const map = openMemberMap(runtime, kept.length);
-  try {
-    for (const [key, { descriptor }] of kept.entries()) map.set(key, descriptor);
-    steerAmong(runtime, kept[0]!.descriptor, map, kept.length);
-  } finally {
-    map[Symbol.dispose]();
-  }
 }
 
 async function bySlots(

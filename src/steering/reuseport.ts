@@ -142,7 +142,7 @@ export class ReuseportGroup {
    * copy of the socket: it stays in the group then. The plan is made anew; it
    * is asked for the members that are left.
    *
-   * A listener that closes resets what waits in its queue: `drainListener` first.
+   * A listener that closes resets what waits in its queue: `emptyListener` first.
    */
   close(socket: OwnedDescriptor): void {
     const cookie = cookieOf(this.#runtime, socket.number);

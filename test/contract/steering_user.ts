@@ -7,15 +7,15 @@ import process from "node:process";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { disposeAll } from "../../src/sockets/descriptors.ts";
+import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { localAddress, openPair } from "../../src/sockets/socket.ts";
-import { drainListener } from "../../src/steering/drain_listener.ts";
 import { ForwardedReceiver, ForwardLink } from "../../src/steering/forwarding.ts";
 import { PinnedSockets } from "../../src/steering/pinned.ts";
+import { keepAwayFromOthers } from "../../src/steering/keep_away.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
-import { canLoadSkReuseport } from "../../src/steering/sk_reuseport.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
-import { connections, countsAt, groupOf, openClient, sendTo, serve } from "./steering_ends.ts";
+import { connections, countsAt, groupOf, openClient, sendTo } from "./steering_ends.ts";
 
 const ordinaryUser = 61_234;
 const { libc } = runtime;
@@ -41,12 +41,13 @@ report({
     await group.refresh();
     return group.members.map(({ cookie }) => cookies.indexOf(cookie) - 1).join();
   }),
-  drained: await outcomeOf(async () => {
-    const { group, sockets } = groupOf("stream", 1);
+  keptAway: await outcomeOf(async () => {
+    const { group, sockets, cookies } = groupOf("stream", 2);
+    const away = await keepAwayFromOthers(runtime, sockets.map(({ number }) => number), (cookie) => cookie === cookies[1]);
     const clients = connections(10, group.address);
-    const { acceptedCount } = await drainListener(runtime, sockets[0]!, { accepted: serve });
+    const counts = sockets.map(({ number }) => waitingCount(runtime, number));
     disposeAll(clients);
-    return String(acceptedCount);
+    return `${counts.join()} ${away.steering.program} ${away.steering.code}`;
   }),
   forwarded: await outcomeOf(async () => {
     const [near, far] = openPair(runtime, "seqpacket");
@@ -69,5 +70,4 @@ report({
     pinned.unpin(pinned.keyOf(peer));
     return `${found.length},${countsAt([main!])}`;
   }),
-  loaded: { code: canLoadSkReuseport(runtime).code ?? "loaded" },
 });

@@ -6,15 +6,15 @@
 
 import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
-import { networkInterfaces } from "node:os";
+import { whyNoOwnNamespace } from "./own_namespace.ts";
 import { whyNotOrdinaryUser } from "./ordinary_user.ts";
 
 const setting = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /** Why it cannot be set here for servers of an ordinary user, or false. */
 export function whyNoMigration(): string | false {
-  const others = Object.keys(networkInterfaces()).filter((name) => name !== "lo");
-  if (others.length > 0) return `this is no network namespace of its own: ${others.join(" and ")} would be changed as well`;
+  const shared = whyNoOwnNamespace();
+  if (shared) return shared;
   if (spawnSync("test", ["-w", setting]).status !== 0) return `${setting} cannot be written (Linux 5.14)`;
   return whyNotOrdinaryUser();
 }

@@ -8,7 +8,7 @@
 import { spawnSync } from "node:child_process";
 import dgram from "node:dgram";
 import { once } from "node:events";
-import { networkInterfaces } from "node:os";
+import { whyNoOwnNamespace } from "./own_namespace.ts";
 
 /** A group, and how the other side is to be bound and reached. */
 export interface Family {
@@ -41,8 +41,8 @@ const preparations = [
 
 /** Prepares loopback. Gives the reason why there is no multicast here, or false. */
 export function whyNoMulticast(): string | false {
-  const others = Object.keys(networkInterfaces()).filter((name) => name !== "lo");
-  if (others.length > 0) return "no network namespace of its own, whose loopback could be changed";
+  const shared = whyNoOwnNamespace();
+  if (shared) return shared;
   for (const words of preparations) {
     const { error, status, stderr } = spawnSync("ip", words.split(" "), { encoding: "utf8" });
     if (error) return "ip is not installed (Debian's package iproute2)";
