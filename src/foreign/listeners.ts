@@ -81,6 +81,7 @@ function isConnection(
   return owning(descriptor, (copy) => {
     const local = localAddress(runtime, copy.number);
     return local !== null && addresses.some((address) => cameThrough(local, address)) &&
-      isStream(runtime, copy.number) && !isListening(runtime, copy.number) && peerAddress(runtime, copy.number) !== null;
+      isStream(runtime, copy.number) && !isListening(runtime, copy.number) &&
+      peerAddress(runtime, copy.number) !== null;
   });
 }

@@ -187,7 +187,10 @@ export async function connectionsEnd(
   }
 }
 
-/** How many open connections of this process came in through these addresses. A UDP socket can be connected, and is none. */
+/**
+ * How many open connections of this process came in through these addresses. A
+ * UDP socket can be connected, and is none.
+ */
 export function acceptedCount(runtime: Runtime, addresses: readonly SocketAddress[]): number {
   return openDescriptors(runtime).filter((descriptor) => {
     const local = localAddress(runtime, descriptor);
