@@ -26,6 +26,7 @@ import {
   cookieOf,
   integerOption,
   isListening,
+  isStream,
   localAddress,
   openPair,
   peerAddress,
@@ -440,6 +441,8 @@ export class HttpConnections {
     const peer = endpoint && peerAddress(this.#runtime, descriptor);
     // A seat would be taken for a connection on which nothing was said.
     if (!peer || isSeat(peer) || isListening(this.#runtime, descriptor)) return null;
+    // Flows of datagrams can be at the same address and port, connected to their peers.
+    if (!isStream(this.#runtime, descriptor)) return null;
     const cookie = cookieOf(this.#runtime, descriptor);
     if (this.#options.isExcluded?.(descriptor, cookie)) return null;
     const key = peer.family === "unix" ? null : peerKey(peer);

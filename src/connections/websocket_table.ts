@@ -9,7 +9,7 @@ import type { SocketAddress } from "../c/sockaddr.ts";
 import type { Runtime } from "../runtime.ts";
 import { cameThrough } from "../sockets/address.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
-import { cookieOf, isListening, localAddress, peerAddress } from "../sockets/socket.ts";
+import { cookieOf, isListening, isStream, localAddress, peerAddress } from "../sockets/socket.ts";
 import { keyOf } from "./seats.ts";
 import type { WebSocketConnection } from "./websocket_connection.ts";
 
@@ -101,7 +101,7 @@ export class WebSocketTable {
 
   #identify(descriptor: number): void {
     const cookie = cookieOf(this.#runtime, descriptor);
-    if (cookie === "" || isListening(this.#runtime, descriptor)) return;
+    if (cookie === "" || isListening(this.#runtime, descriptor) || !isStream(this.#runtime, descriptor)) return;
     const connection = this.#byCookie.get(cookie) ?? this.#byPeerOf(descriptor);
     if (!connection || connection.endpoint !== null) return;
     const local = localAddress(this.#runtime, descriptor);

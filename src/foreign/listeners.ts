@@ -14,7 +14,7 @@ import { disposeAll, type OwnedDescriptor, owning } from "../sockets/descriptors
 import { type ForeignProcess, movedUp } from "./process.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { identify, isListening, localAddress, peerAddress, type SocketIdentity } from "../sockets/socket.ts";
+import { identify, isListening, isStream, localAddress, peerAddress, type SocketIdentity } from "../sockets/socket.ts";
 
 /** A listening socket of another process, and this process's copy of it. */
 export interface SeizedListener {
@@ -81,6 +81,7 @@ function isConnection(
   return owning(descriptor, (copy) => {
     const local = localAddress(runtime, copy.number);
     return local !== null && addresses.some((address) => cameThrough(local, address)) &&
-      !isListening(runtime, copy.number) && peerAddress(runtime, copy.number) !== null;
+      isStream(runtime, copy.number) && !isListening(runtime, copy.number) &&
+      peerAddress(runtime, copy.number) !== null;
   });
 }

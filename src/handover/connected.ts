@@ -53,7 +53,7 @@ export class ConnectedFlows implements KernelFlows {
   constructor(host: FlowHost, own: Endpoint) {
     this.#host = host;
     this.#own = own;
-    this.#pinned = new PinnedSockets(host.runtime, own.descriptor, host.datagram);
+    this.#pinned = new PinnedSockets(host.runtime, own.descriptor, host.datagram, host.changed);
   }
 
   get count(): number {
@@ -128,7 +128,7 @@ export class ConnectedFlows implements KernelFlows {
   }
 
   #giveBack(): void {
-    this.#givenBack = this.#pinned.unpinAll().then(() => this.#host.changed());
+    this.#givenBack = this.#pinned.unpinAll();
   }
 
   /** Deno has had a datagram of a new flow, and the program not yet. */
@@ -222,7 +222,8 @@ function late(): TakeoverError {
 }
 
 function notKept(name: string, { refusedCount, error }: Taken): Error {
-  const what = `Cannot keep ${refusedCount} flows of ${JSON.stringify(name)} with this process, they are the successor's`;
+  const what = `Cannot keep ${refusedCount} flows of ${JSON.stringify(name)} with this process, ` +
+    "they are the successor's";
   if (error instanceof SystemError) return new SystemError(error.code, error.errno, error.syscall, what);
   const code = error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_ADDRESS";
   return new TakeoverError(code, `${what}: ${messageOf(error)}`, { cause: error });

@@ -18,7 +18,7 @@ import { openDescriptors } from "../sockets/descriptors.ts";
 import { defaultLimits } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
-import { isListening, localAddress, peerAddress } from "../sockets/socket.ts";
+import { isListening, isStream, localAddress, peerAddress } from "../sockets/socket.ts";
 
 /** How often connections are counted while draining. */
 const countEveryMs = 50;
@@ -187,12 +187,15 @@ export async function connectionsEnd(
   }
 }
 
-/** How many open connections of this process came in through these addresses. */
+/**
+ * How many open connections of this process came in through these addresses. A
+ * UDP socket can be connected, and is none.
+ */
 export function acceptedCount(runtime: Runtime, addresses: readonly SocketAddress[]): number {
   return openDescriptors(runtime).filter((descriptor) => {
     const local = localAddress(runtime, descriptor);
     return local !== null && addresses.some((address) => cameThrough(local, address)) &&
-      !isListening(runtime, descriptor) && peerAddress(runtime, descriptor) !== null;
+      isStream(runtime, descriptor) && !isListening(runtime, descriptor) && peerAddress(runtime, descriptor) !== null;
   }).length;
 }
 

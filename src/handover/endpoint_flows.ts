@@ -46,8 +46,8 @@ export interface Flows {
    * This process has no flows any more: the newest serves what comes from here
    * on, and `drained` waits for none.
    *
-   * @param peer Only this flow has ended. It counts where the strategy is `connected`; elsewhere the kernel, or `route`,
-   *   knows of no single flow.
+   * @param peer Only this flow has ended. It counts where the strategy is
+   *   `connected`; elsewhere nobody knows of a single flow.
    * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a peer that none can be with.
    */
   end(peer?: InetAddress): void;

@@ -161,7 +161,7 @@ export function withoutMeans(name: string, strategy: string): TakeoverError {
 
 function attempt(runtime: Runtime, strategy: FlowStrategy, { descriptor }: Unopened, options: FlowOptions): void {
   if (strategy === "forwarded") return;
-  // It throws for a socket that is in no group, and that one for a group with others in it, in an order that nobody knows.
+  // One throws for a socket that is in no group, the other for a group with others in it, whose order nobody knows.
   checkAlone(new ReuseportGroup(runtime, [descriptor.number]));
   if (strategy === "steered") trySteering(runtime, options.tag!);
   else tryPinning(runtime, descriptor.number);

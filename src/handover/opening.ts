@@ -46,7 +46,8 @@ export interface Opened<T> {
  * @param kind Whether it is to listen, or to receive datagrams.
  * @param wanted The address, resolved.
  * @param address The same as the application gave it.
- * @param inspect Sees the socket before the application's callback is called; nothing has been taken of an incumbent then.
+ * @param inspect Sees the socket before the application's callback is called,
+ *   and before anything is taken of an incumbent.
  * @throws What `inspect` does, and as `Takeover.listen` and `Takeover.bind`.
  */
 export async function openEndpoint<T>(

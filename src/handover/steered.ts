@@ -259,8 +259,9 @@ export class SteeredFlows implements KernelFlows {
 export function trySteering(runtime: Runtime, tag: Tag | QuicTag): void {
   const { group, sockets } = openGroup(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", 1);
   try {
-    const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1)).filter((each) => each > 0);
-    group.steer(() => byEitherTag(tag, { slots: new Map(tags.map((each) => [each, 0])), otherwise: 0 }));
+    const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1));
+    const slots = new Map(tags.filter((each) => each > 0).map((each) => [each, 0]));
+    group.steer(() => byEitherTag(tag, { slots, otherwise: 0 }));
   } finally {
     disposeAll(sockets);
   }

@@ -175,18 +175,18 @@ export class Succession {
     conversation.end();
   }
 
-  #sort({ kind, name, generation = 0, ...offered }: OfferedEndpoint, { descriptor: channel, ...socket }: Unopened): void {
+  #sort({ kind, name, generation = 0, format = "own", slot, strategy }: OfferedEndpoint, socket: Unopened): void {
     if (kind === "control") return;
-    if (kind !== "flows" && kind !== "member") return void this.endpoints.set(name, { descriptor: channel, ...socket });
-    const { format = "own", slot = null, strategy } = offered;
+    if (kind !== "flows" && kind !== "member") return void this.endpoints.set(name, socket);
+    const { descriptor: channel } = socket;
     const flows = this.flows.get(name) ?? { older: [], members: [] };
     if (kind === "flows") flows.older.push({ generation, channel, format });
-    else flows.members.push({ generation, channel, slot });
+    else flows.members.push({ generation, channel, slot: slot ?? null });
     this.flows.set(name, flows);
     if (strategy !== undefined) this.#strategies.set(name, strategy);
   }
 
-  /** How the incumbent's flows of an endpoint stay with it; null when it has none. An earlier release does not say it. */
+  /** How the incumbent's flows of an endpoint stay with it, which an earlier release does not say; null for none. */
   strategyOf(name: string): string | null {
     const flows = this.flows.get(name);
     if (!flows) return null;

@@ -38,6 +38,7 @@ import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
 import type { EndpointFlows, Flows, InheritedFlows, NoFlows } from "./endpoint_flows.ts";
 import { checkedFlows, type FlowOptions } from "./flow_options.ts";
+import type { SocketOrigin } from "./flow_strategy.ts";
 import { type OfferedSocket, ProcessFlows } from "./flows.ts";
 import { openControl, openEndpoint, type Sources } from "./opening.ts";
 import { registrationsOf } from "../sockets/event_loop.ts";
@@ -369,9 +370,11 @@ export class Takeover implements AsyncDisposable {
    *   them; the event `flows` says how.
    * @returns What `open` returned. It receives from {@linkcode ready} on; the
    *   first process's at once.
-   * @throws {TakeoverError} As {@linkcode listen}. For `flows` also `ERR_TAKEOVER_STATE` when they have no means, or none
-   *   for what the incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have; `ERR_TAKEOVER_UNSUPPORTED`
-   *   when this machine gives nothing of what they have means for.
+   * @throws {TakeoverError} As {@linkcode listen}. For `flows` also
+   *   `ERR_TAKEOVER_STATE` when they have no means, or none for what the
+   *   incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have;
+   *   `ERR_TAKEOVER_UNSUPPORTED` when this machine gives nothing of what they
+   *   have means for.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
    *
    * @example
@@ -727,10 +730,11 @@ export class Takeover implements AsyncDisposable {
   ): Promise<Awaited<T>> {
     const wanted = await resolveAddress(this.#runtime, address);
     this.#checkListening(name);
-    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open, (socket, origin) => {
+    const inspect = (socket: Unopened, origin: SocketOrigin) => {
       const before = origin === "inherited" ? this.#succession!.strategyOf(name) : null;
       datagrams?.flows.choose(socket, origin, before, datagrams.isShared);
-    });
+    };
+    const { native, endpoint, isNew } = await openEndpoint(this.#sources, kind, name, wanted, address, open, inspect);
     this.#add(endpoint, isNew);
     if (!isNew) giveTicketKeys(this.#runtime, native, this.#succession?.ticketKeys.get(name) ?? "");
     this.#natives.set(name, native);

@@ -144,6 +144,12 @@ export function cookieOf({ abi, libc }: Runtime, descriptor: number): string {
   return result < 0 ? "" : valueView.getBigUint64(0, true).toString(16).padStart(16, "0");
 }
 
+/** Whether the descriptor is a socket of a stream, as opposed to datagrams, which can be connected, too. */
+export function isStream(runtime: Runtime, descriptor: number): boolean {
+  const { SO_TYPE, SOCK_STREAM } = runtime.abi.constants;
+  return integerOption(runtime, descriptor, SO_TYPE) === SOCK_STREAM;
+}
+
 /** Whether the descriptor is a socket that accepts connections (`SO_ACCEPTCONN`). */
 export function isListening(runtime: Runtime, descriptor: number): boolean {
   return integerOption(runtime, descriptor, runtime.abi.constants.SO_ACCEPTCONN) === 1;

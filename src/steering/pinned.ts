@@ -56,6 +56,7 @@ export class PinnedSockets implements Disposable {
   readonly #address: InetAddress;
   readonly #ipv6Only: boolean;
   readonly #take: TakeDatagram;
+  readonly #ended: () => void;
   readonly #sockets = new Map<string, OwnedDescriptor>();
   /** The keys of peers, as they were written. */
   readonly #keys = new Map<string, string>();
@@ -69,14 +70,16 @@ export class PinnedSockets implements Disposable {
    *
    * @param main The descriptor of the main socket, bound with SO_REUSEPORT.
    * @param take Is given what comes, and who sent it; does not throw.
+   * @param ended Hears whenever none is left of the flows that were given back.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when the kernel refuses the group's program.
    */
-  constructor(runtime: Runtime, main: number, take: TakeDatagram) {
+  constructor(runtime: Runtime, main: number, take: TakeDatagram, ended: () => void = () => {}) {
     attachToGroup(runtime, main, assemble(everythingTo(mainSlot)));
     this.#runtime = runtime;
     this.#address = localAddress(runtime, main) as InetAddress;
     this.#ipv6Only = this.#address.family === "inet6" && isIpv6Only(runtime, main);
     this.#take = take;
+    this.#ended = ended;
   }
 
   /** How many flows are this process's, or were and have not been closed yet. */
@@ -108,12 +111,13 @@ export class PinnedSockets implements Disposable {
    * Takes a flow: what its peer sends from here on comes to this process.
    *
    * @throws {TakeoverError} As {@linkcode keyOf}; `ERR_TAKEOVER_CLOSED` after the end.
-   * @throws {SystemError} `EMFILE`, `ENOMEM`; `EACCES` or `EADDRINUSE` when this process's user may not bind the address.
+   * @throws {SystemError} `EMFILE`, `ENOMEM`; `EACCES` or `EADDRINUSE` when this
+   *   process's user may not bind the address.
    */
   pin(peer: InetAddress): void {
     const at = peerAt(this.#address, peer);
     const key = formatAddress(at);
-    if (this.#isClosed) throw new TakeoverError("ERR_TAKEOVER_CLOSED", `Cannot keep the flow of ${key}: all have ended`);
+    if (this.#isClosed) throw closed(key);
     if (this.#sockets.has(key)) return;
     const socket = openMember(this.#runtime, this.#address, "dgram", { ipv6Only: this.#ipv6Only });
     owning(socket, ({ number }) => {
@@ -124,7 +128,7 @@ export class PinnedSockets implements Disposable {
     });
   }
 
-  /** Gives a flow back, and takes what has come before: the newest process has the rest. One that is not here is fine. */
+  /** Gives a flow back, and takes what has come before: the rest is the newest process's. One that is not here is fine. */
   unpin(key: string): void {
     const socket = this.#sockets.get(key);
     if (!socket) return;
@@ -177,6 +181,7 @@ export class PinnedSockets implements Disposable {
       this.#leaving = this.#leaving.filter(({ number }) => number >= 0);
     }
     this.#closing = null;
+    this.#ended();
   }
 }
 
@@ -193,6 +198,11 @@ export function tryPinning(runtime: Runtime, main: number): void {
   const address = localAddress(runtime, main) as InetAddress;
   const ipv6Only = address.family === "inet6" && isIpv6Only(runtime, main);
   owning(openMember(runtime, address, "dgram", { ipv6Only }), ({ number }) => hearNobody(runtime, number));
+}
+
+function closed(key: string): TakeoverError {
+  const message = `Cannot keep the flow of ${key}: expected the process to go on, its part has ended`;
+  return new TakeoverError("ERR_TAKEOVER_CLOSED", message);
 }
 
 /** Its own address is the one that nobody else sends from. */

@@ -65,9 +65,10 @@ test("Takeover keeps the flows of the peers it has, and its successor reads all 
     assert.deepEqual(served, [10, 20, 21], "what has come before the end");
     sendTo(clients[0]!, to, 22);
     assert.deepEqual(bytesAt(socket), [22]);
+    await until(() => isDrained, "the end of the flows to be noticed");
     await drained;
     succession[Symbol.dispose]();
-  }));
+  }, { limits: { drainMs: 200_000 } }));
 
 test("Takeover keeps flows at an address that is all of the machine's", () =>
   connected(async ({ path, to, clients, served }) => {
@@ -188,9 +189,10 @@ test("Flows.end gives back the flow of one peer, and drained waits for the other
     assert.throws(() => flows.end({ family: "inet", hostname: "nowhere", port: 1 }), takeoverError("ERR_TAKEOVER_ADDRESS"));
     flows.end(peers[2]!);
     flows.end(peers[1]!);
+    await until(() => isDrained, "the end of the last flow to be noticed");
     await drained;
     succession[Symbol.dispose]();
-  }));
+  }, { limits: { drainMs: 200_000 } }));
 
 test("Takeover ends its flows when the time to drain is up", () =>
   connected(async ({ path, takeover, to, clients, served }) => {
@@ -199,7 +201,7 @@ test("Takeover ends its flows when the time to drain is up", () =>
     await succession.ready(["game"]);
     await succession.settle();
     await takeover.released;
-    await takeover.drained();
+    assert.equal((await takeover.drained()).remaining, 0, "flows are no connections");
     sendTo(clients[0]!, to, 1);
     assert.deepEqual([served, bytesAt(socket)], [[], [1]]);
     succession[Symbol.dispose]();

@@ -1,8 +1,11 @@
 import assert from "node:assert/strict";
 import net from "node:net";
 import { acceptedCount, connectionsEnd } from "../../src/handover/drain.ts";
+import { bindDatagram } from "../../src/sockets/datagram.ts";
+import { connectSocket, localAddress } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import type { SocketAddress } from "../../src/c/sockaddr.ts";
+import { openClient } from "./steering_ends.ts";
 import { patienceMs, reachable, runtime, test, until } from "./support.ts";
 
 /** A server that keeps its connections, and that many clients. */
@@ -35,6 +38,15 @@ test("acceptedCount counts what came in through the addresses, and not the other
   await until(() => acceptedCount(runtime, [address]) === 2, "two connections");
   await close();
   assert.equal(acceptedCount(runtime, [address]), 0);
+});
+
+test("acceptedCount counts no datagram socket at the same address that is connected", async () => {
+  const { address, close } = await connected({ host: "127.0.0.1", port: 0 }, 1);
+  using socket = bindDatagram(runtime, address, { port: 0 });
+  using peer = openClient();
+  connectSocket(runtime, socket.number, localAddress(runtime, peer.number)!);
+  assert.equal(acceptedCount(runtime, [address]), 1);
+  await close();
 });
 
 test("acceptedCount counts connections over IPv6, and over IPv4 to a dual-stack listener", async () => {

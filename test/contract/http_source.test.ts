@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import type { Frozen } from "../../src/connections/movable.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { bindDatagram } from "../../src/sockets/datagram.ts";
 import { unreadSize } from "../../src/sockets/queues.ts";
-import { cookieOf, duplicate, localAddress } from "../../src/sockets/socket.ts";
+import { connectSocket, cookieOf, duplicate, localAddress, peerAddress } from "../../src/sockets/socket.ts";
 import { rawRead, rawState, rawWrite } from "./ends.ts";
 import {
   answered,
@@ -21,6 +22,7 @@ import {
   serving,
   type Serving,
 } from "./http_ends.ts";
+import { openClient } from "./steering_ends.ts";
 import { runtime, sleep, test, until } from "./support.ts";
 
 /** Long enough that only what is proven is frozen. */
@@ -328,6 +330,18 @@ test("a connection that is taken in the middle of a request gives its successor 
     rawWrite(client, "xt HTTP/1.1\r\nHost: test\r\n\r\n");
     // Before the server has had its turn.
     await assert.rejects(answerOn(copy), assert.AssertionError);
+  }));
+
+test("a flow of datagrams at the same address and port is no connection", () =>
+  on(nodeHttpKind, async (server) => {
+    using client = server.connect();
+    await asked(client, "/slow");
+    using flow = bindDatagram(runtime, peerAddress(runtime, client.number)!, { port: 0 });
+    using peer = openClient();
+    connectSocket(runtime, flow.number, localAddress(runtime, peer.number)!);
+    server.start();
+    using _copy = moved(await frozen(server));
+    await found(server, 0);
   }));
 
 tests("node:http", nodeHttpKind);
