@@ -37,7 +37,7 @@ const search = { from: 0.3, growth: 1.15 } as const;
 /** What a datagram is, and which server gets it. */
 interface Contestant {
   /** How the server keeps flows; `plain` is without the library, `adopted` without flows. */
-  readonly server: "plain" | "plain again" | "adopted" | "steered" | "forwarded";
+  readonly server: "plain" | "plain again" | "adopted" | "steered" | "connected" | "forwarded";
   /** Whose flow the datagrams are: the first generation, which is still there, or the second. */
   readonly tag: 1 | 2;
   /** A ratio of throughput that is to be met. */
@@ -51,6 +51,7 @@ const contestants: Readonly<Record<string, Contestant>> = {
   "taken over": { server: "adopted", tag: 2, aim },
   "steered, newest": { server: "steered", tag: 2, aim },
   "steered, older": { server: "steered", tag: 1, aim },
+  "connected, older": { server: "connected", tag: 1 },
   "forwarding, newest": { server: "forwarded", tag: 2 },
   "forwarded, older": { server: "forwarded", tag: 1 },
 };
@@ -58,7 +59,7 @@ const contestants: Readonly<Record<string, Contestant>> = {
 const names = Object.keys(contestants);
 
 /** Those of which it is asked how many a second they carry without a loss. */
-const searched = ["taken over", "steered, older", "forwarded, older"];
+const searched = ["taken over", "steered, older", "connected, older", "forwarded, older"];
 
 interface Figures {
   readonly perSecond: number;
@@ -147,6 +148,7 @@ async function startAll(
     ["plain again", [start({})]],
     ["adopted", await chain("adopted", {})],
     ["steered", await chain("steered", { FLOWS: "steered" })],
+    ["connected", await chain("connected", { FLOWS: "connected" })],
     ["forwarded", await chain("forwarded", { FLOWS: "forwarded" })],
   ]);
 }

@@ -50,13 +50,18 @@ async function serveReplaceably(path: string): Promise<void> {
   const { generation } = takeover;
   let send: Datagram = () => {};
   const datagram = (bytes: Uint8Array, { port, hostname }: InetAddress) => void send(bytes, port, hostname);
+  /** All are on this machine. */
+  const known = new Map<number, InetAddress>();
   const ways: Record<string, FlowOptions> = {
     steered: { tag: { offset: 0, size: 1 }, datagram },
+    connected: { peers: () => known.values(), datagram },
     forwarded: { route: (bytes) => bytes[0] === generation ? null : bytes[0]!, datagram },
   };
   const opening = async (at: At, flows: Flows) => {
     const socket = await open(at, (bytes, port, hostname) => {
-      if (!flows.take(bytes, { family: "inet", hostname, port })) send(bytes, port, hostname);
+      const peer = { family: "inet", hostname, port } as const;
+      if (env.FLOWS === "connected" && bytes[0] === generation) known.set(port, peer);
+      if (!flows.take(bytes, peer)) send(bytes, port, hostname);
     });
     send = senderOf(socket);
     return socket;
