@@ -26,6 +26,7 @@ import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { receiveBufferOf, setReceiveBuffer } from "../sockets/datagram.ts";
+import { copyOptions } from "../sockets/datagram_options.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/socket.ts";
 import { drainDatagrams } from "../steering/draining.ts";
@@ -119,6 +120,7 @@ export class SteeredFlows implements KernelFlows {
     if (!spare) {
       const socket = this.#group.open();
       setReceiveBuffer(runtime, socket.number, receiveBufferOf(runtime, this.#own.descriptor));
+      copyOptions(runtime, this.#own.identity.family, this.#own.descriptor, socket.number);
       spare = { generation: 0, cookie: cookieOf(runtime, socket.number), socket };
       this.#members.push(spare);
     }
