@@ -18,6 +18,7 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { canPause } from "../sockets/event_loop.ts";
+import { isGivenAway } from "../sockets/given_away.ts";
 import { duplicate } from "../sockets/socket.ts";
 import { waitingCount } from "../steering/accept_queue.ts";
 import { emptyListener, settlingMs } from "../steering/empty_listener.ts";
@@ -48,9 +49,9 @@ export async function closeForGood(
   return sumOfQueues(await Promise.all(closed));
 }
 
-/** One that is paused accepts nothing, and would wait in vain. */
-function isServing(runtime: Runtime, endpoint: Endpoint): boolean {
-  return endpoint.kind === "listener" && endpoint.alive && endpoint.isAccepting && canPause(runtime);
+/** One that is paused accepts nothing, and would wait in vain; one that another program has is not closed. */
+function isServing(runtime: Runtime, { kind, alive, isAccepting, identity }: Endpoint): boolean {
+  return kind === "listener" && alive && isAccepting && canPause(runtime) && !isGivenAway(identity.cookie);
 }
 
 /** How new connections are kept away from the listeners of one address, until they are closed. */

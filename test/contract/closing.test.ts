@@ -9,6 +9,7 @@ import { closeForGood } from "../../src/handover/closing.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { connectPath, unlinkPath } from "../../src/sockets/listener.ts";
+import { noteGivenAway } from "../../src/sockets/given_away.ts";
 import { cookieOf } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { anyHops, leastHopsOf } from "../../src/steering/least_hops.ts";
@@ -100,6 +101,18 @@ test("closeForGood leaves a listener that another process has as it was", async 
   await closeForGood(runtime, [endpoint], patienceMs);
   assert.deepEqual(leastHopsOf(runtime, copy.number, "inet"), anyHops);
   const clients = connections(3, at(identity.address));
+  assert.equal(waitingCount(runtime, copy.number), 3);
+  disposeAll(clients);
+  await nodeNet.close(server);
+});
+
+test("closeForGood keeps nobody away from a listener that another program has got", async () => {
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  using _copy = copy;
+  noteGivenAway(identity.cookie);
+  const closed = closeForGood(runtime, [endpoint], patienceMs);
+  const clients = connections(3, at(identity.address));
+  assert.deepEqual(await closed, { served: 0, migrated: 0, reset: 0 });
   assert.equal(waitingCount(runtime, copy.number), 3);
   disposeAll(clients);
   await nodeNet.close(server);

@@ -61,5 +61,8 @@ test("an ordinary user's nine hand-overs lose and double no datagram", { skip },
 test("an ordinary user's steered flows stay with four generations, and go to the newest afterwards", { skip }, () =>
   keepsFlows("steered", runner));
 
+test("an ordinary user's connected flows stay with four generations, and go to the newest afterwards", { skip }, () =>
+  keepsFlows("connected", runner));
+
 test("an ordinary user's forwarded flows stay with four generations, and go to the newest afterwards", { skip }, () =>
   keepsFlows("forwarded", runner));

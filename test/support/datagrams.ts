@@ -27,7 +27,7 @@ const flowCount = 64;
 const restMs = 200;
 
 /** A client below this share of its pace shows nothing of that pace. */
-const leastShare = 0.9;
+const leastShare = 0.5;
 
 /** What a process has read and not answered when it is killed is lost; no runtime reads more than that at once. */
 const readCount = 64;
