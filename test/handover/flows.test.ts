@@ -8,7 +8,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { test } from "node:test";
-import { binaries, commandFor, root } from "../support/binaries.mjs";
+import { binaries, root } from "../support/binaries.mjs";
 import { answerers, datagramCommandFor } from "../support/datagrams.ts";
 import type { DatagramReport } from "../support/datagram_load.ts";
 import { type Load, Relay, sleep, startDatagrams } from "../support/relay.ts";
