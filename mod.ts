@@ -55,9 +55,8 @@ export type {
   UnixEndpoint,
   UnixOpening,
 } from "./src/sockets/address.ts";
-export type { Flows, OpenedFlows } from "./src/handover/endpoint_flows.ts";
-export type { FlowOptions, FlowStrategy } from "./src/handover/flow_options.ts";
-export type { RefusedStrategy } from "./src/handover/flow_strategy.ts";
+export type { Flows } from "./src/handover/endpoint_flows.ts";
+export type { FlowOptions, FlowStrategy, OpenedFlows, RefusedStrategy } from "./src/handover/flow_options.ts";
 export type { DatagramAddress, UdpEndpoint, UnixDatagramEndpoint } from "./src/sockets/address.ts";
 export type { Drained, FetchHandler, RequestListener } from "./src/handover/drain.ts";
 export { formatDiagnosis } from "./src/foreign/diagnosis.ts";

@@ -19,27 +19,12 @@
 
 import { env } from "node:process";
 import type { TcpOpening } from "../../mod.ts";
-import { address, run, runtime } from "../service.ts";
+import { address, run } from "../service.ts";
+import { startWorker } from "./start.ts";
 
-// deno-lint-ignore no-explicit-any
-const { Worker: WebWorker } = globalThis as any;
 const count = Number(env.LISTENERS ?? 2);
-const program = new URL("./worker.ts", import.meta.url);
 
 await run("workers", (takeover, who) => {
-  const open = ({ hostname, port }: TcpOpening, index: number) => {
-    return start(JSON.stringify({ at: { hostname, port }, who: { ...who, worker: index } }));
-  };
+  const open = (at: TcpOpening, index: number) => startWorker(at, { ...who, worker: index });
   return takeover.listenGroup("web", { ...address, count }, open);
 });
-
-/** A worker that listens there; it need not have begun when this returns. */
-async function start(message: string): Promise<unknown> {
-  if (runtime === "node") {
-    const { Worker } = await import("node:worker_threads");
-    return new Worker(program, { workerData: message });
-  }
-  const worker = new WebWorker(program.href, { type: "module" });
-  worker.postMessage(message);
-  return worker;
-}

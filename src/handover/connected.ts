@@ -22,7 +22,7 @@ import { freeDescriptorCount } from "../sockets/descriptors.ts";
 import { mostWaiting } from "../sockets/queues.ts";
 import { drainDatagrams } from "../steering/draining.ts";
 import { PinnedSockets } from "../steering/pinned.ts";
-import type { FlowHost, KernelFlows, TravellingMember } from "./flow_strategy.ts";
+import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
 /** The part of the time that a successor waits for its lease in which flows are taken. */
 const readyingPart = 1 / 4;

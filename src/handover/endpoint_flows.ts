@@ -15,18 +15,9 @@ import { identify, type SocketIdentity } from "../sockets/socket.ts";
 import type { Unopened } from "./binding.ts";
 import { ConnectedFlows } from "./connected.ts";
 import { FlowLinks, type OlderFlows } from "./flow_links.ts";
-import type { FlowOptions, FlowStrategy } from "./flow_options.ts";
-import {
-  type ChosenStrategy,
-  chooseStrategy,
-  type FlowHost,
-  inheritedStrategy,
-  type KernelFlows,
-  type RefusedStrategy,
-  type SocketOrigin,
-  type TravellingMember,
-  withoutMeans,
-} from "./flow_strategy.ts";
+import type { FlowOptions, FlowStrategy, OpenedFlows } from "./flow_options.ts";
+import { type ChosenStrategy, chooseStrategy, inheritedStrategy, type SocketOrigin, withoutMeans } from "./flow_strategy.ts";
+import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 import { SteeredFlows } from "./steered.ts";
 
 /** The flows of one endpoint, as the application sees them. */
@@ -51,16 +42,6 @@ export interface Flows {
    * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a peer that none can be with.
    */
   end(peer?: InetAddress): void;
-}
-
-/** What is told of an endpoint with flows. */
-export interface OpenedFlows {
-  /** The endpoint's. */
-  readonly name: string;
-  /** How its flows stay with the process that knows them. */
-  readonly strategy: FlowStrategy;
-  /** What would have been better, and why it could not be. */
-  readonly refused: readonly RefusedStrategy[];
 }
 
 /** What an incumbent sent for the flows of an endpoint. */

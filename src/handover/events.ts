@@ -5,7 +5,7 @@
  */
 
 import { messageOf, SystemError, TakeoverError, type TakeoverErrorCode } from "../errors.ts";
-import type { OpenedFlows } from "./endpoint_flows.ts";
+import type { OpenedFlows } from "./flow_options.ts";
 import type { Peer } from "./messages.ts";
 import type { Progress } from "./departures.ts";
 import type { ConnectionCounts, DrainOutcome } from "./moves.ts";

@@ -12,7 +12,7 @@ import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { duplicate, openPair } from "../sockets/socket.ts";
 import { formatNamed } from "../steering/forward_frames.ts";
 import { Forwarder, ForwardedReceiver, ForwardLink } from "../steering/forwarding.ts";
-import type { FlowHost } from "./flow_strategy.ts";
+import type { FlowHost } from "./kernel_flows.ts";
 
 /** A near end as it travels. */
 export interface OlderFlows {

@@ -42,6 +42,26 @@ export interface FlowOptions {
   readonly format?: FormatName;
 }
 
+/** A strategy that could not be had, and why. */
+export interface RefusedStrategy {
+  /** Which. */
+  readonly strategy: FlowStrategy;
+  /** The code of the error. */
+  readonly code: string;
+  /** Its message. */
+  readonly message: string;
+}
+
+/** What is told of an endpoint with flows. */
+export interface OpenedFlows {
+  /** The endpoint's. */
+  readonly name: string;
+  /** How its flows stay with the process that knows them. */
+  readonly strategy: FlowStrategy;
+  /** What would have been better, and why it could not be. */
+  readonly refused: readonly RefusedStrategy[];
+}
+
 /** The strategies, the best first, and the option that each needs. */
 export const means = { steered: "tag", connected: "peers", forwarded: "route" } as const;
 

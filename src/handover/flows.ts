@@ -6,15 +6,8 @@
 
 import type { Endpoint } from "../natives/endpoint.ts";
 import { disposeAll } from "../sockets/descriptors.ts";
-import {
-  EndpointFlows,
-  type FlowsOwner,
-  type InheritedFlows,
-  NoFlows,
-  type OfferedFlows,
-  type OpenedFlows,
-} from "./endpoint_flows.ts";
-import type { FlowOptions } from "./flow_options.ts";
+import { EndpointFlows, type FlowsOwner, type InheritedFlows, NoFlows, type OfferedFlows } from "./endpoint_flows.ts";
+import type { FlowOptions, OpenedFlows } from "./flow_options.ts";
 
 /** A socket that a successor is offered. */
 export type OfferedSocket = Pick<Endpoint, "kind" | "name" | "isSupervised" | "descriptor" | "identity">;

@@ -32,7 +32,7 @@ import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/s
 import { drainDatagrams } from "../steering/draining.ts";
 import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
 import { openGroup, ReuseportGroup } from "../steering/reuseport.ts";
-import type { FlowHost, KernelFlows, TravellingMember } from "./flow_strategy.ts";
+import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
 /** A socket of the group. */
 interface Member {

@@ -18,7 +18,7 @@ import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
 import type { InheritedFlows } from "./endpoint_flows.ts";
 import type { OlderFlows } from "./flow_links.ts";
-import type { TravellingMember } from "./flow_strategy.ts";
+import type { TravellingMember } from "./kernel_flows.ts";
 import { encodeFrame } from "./frame.ts";
 import type { Limits } from "../limits.ts";
 import { connectPath } from "../sockets/listener.ts";

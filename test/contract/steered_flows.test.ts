@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import { openReadiness } from "../../src/channels/readiness.ts";
-import type { FlowHost, TravellingMember } from "../../src/handover/flow_strategy.ts";
+import type { FlowHost, TravellingMember } from "../../src/handover/kernel_flows.ts";
 import { SteeredFlows } from "../../src/handover/steered.ts";
 import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";

@@ -9,7 +9,7 @@ import { openReadiness } from "../../src/channels/readiness.ts";
 import { sendMessage } from "../../src/channels/message.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
 import { FlowLinks } from "../../src/handover/flow_links.ts";
-import type { FlowHost } from "../../src/handover/flow_strategy.ts";
+import type { FlowHost } from "../../src/handover/kernel_flows.ts";
 import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
