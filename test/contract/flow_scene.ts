@@ -8,8 +8,8 @@
 import type dgram from "node:dgram";
 import { once } from "node:events";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
-import type { Flows, OpenedFlows } from "../../src/handover/endpoint_flows.ts";
-import type { FlowOptions } from "../../src/handover/flow_options.ts";
+import type { Flows } from "../../src/handover/endpoint_flows.ts";
+import type { FlowOptions, OpenedFlows } from "../../src/handover/flow_options.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
 import { defaultLimits, type Limits } from "../../src/limits.ts";

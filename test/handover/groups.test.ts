@@ -125,6 +125,7 @@ async function queued(
 
 test("a successor that closes three of eight listeners at once resets whoever waits there", async () => {
   const { outcomes } = await queued("node", "node", { LISTENERS: "5", CARELESS: "1" });
+  console.log(JSON.stringify(outcomes));
   const { answered = 0, ...lost } = outcomes;
   assert.ok(sum(Object.values(lost)) > 100, JSON.stringify(outcomes));
   assert.equal(answered + sum(Object.values(lost)), clientCount);
