@@ -64,7 +64,7 @@ export class ListenerGroup {
   #surplus: Surplus | null = null;
   /** Names of listeners that came and are not wanted. */
   readonly surplusNames: string[] = [];
-  #closing: Promise<QueueCounts | null> = Promise.resolve(null);
+  #closing: Promise<QueueCounts | null> | null = null;
 
   constructor(runtime: Runtime) {
     this.#runtime = runtime;
@@ -110,10 +110,13 @@ export class ListenerGroup {
    * Nothing comes back to the incumbent: surplus members are closed, and the
    * kernel spreads over all that are left.
    *
-   * @returns What became of those who waited at them; null where there were none.
+   * @returns What became of those who waited at them; null where there were
+   *   none, and when it is told again.
    */
-  settle(timeoutMs: number): Promise<QueueCounts | null> {
-    return this.#closing = this.#settle(timeoutMs);
+  async settle(timeoutMs: number): Promise<QueueCounts | null> {
+    if (!this.#closing) return await (this.#closing = this.#settle(timeoutMs));
+    await this.#closing;
+    return null;
   }
 
   /** The members that this process has, in order. */
@@ -123,7 +126,7 @@ export class ListenerGroup {
 
   /** Resolves when no surplus member is left. */
   get atRest(): Promise<unknown> {
-    return this.#closing;
+    return Promise.resolve(this.#closing);
   }
 
   async #settle(timeoutMs: number): Promise<QueueCounts | null> {

@@ -28,11 +28,10 @@ import { ForeignSockets } from "./foreign_sockets.ts";
 import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
-import { closeForGood } from "./closing.ts";
 import { displace, type Displaced } from "./displacing.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
-import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
-import { noQueues, type QueueCounts, sumOfQueues } from "./queue_counts.ts";
+import { LastCopies } from "./last_copies.ts";
+import { checkCount, ListenerGroups } from "./listener_groups.ts";
 import { giveTicketKeys, ticketKeysOf } from "../natives/ticket_keys.ts";
 import { TakeoverError } from "../errors.ts";
 import { Emitter, type Outcome, reported, type TakeoverEventType, type TakeoverListener } from "./events.ts";
@@ -113,14 +112,8 @@ export class Takeover implements AsyncDisposable {
   readonly #natives = new Map<string, unknown>();
   /** Names of endpoints whose servers are being opened. */
   readonly #opening = new Set<string>();
-  /** Names of endpoints that no other process has had. */
-  readonly #bound = new Set<string>();
-  readonly #groups = new Map<string, ListenerGroup>();
-  /** What a successor serves, while there is one. */
-  #claimed: readonly string[] = [];
-  /** Resolves when listeners that this process had alone have been closed. */
-  #closing: Promise<unknown> = Promise.resolve();
-  #queues: QueueCounts = noQueues;
+  readonly #groups: ListenerGroups;
+  readonly #copies: LastCopies;
   readonly #paths: OwnPaths;
   readonly #foreign: ForeignSockets;
   readonly #sources: Sources;
@@ -174,6 +167,13 @@ export class Takeover implements AsyncDisposable {
     this.settled.catch(() => {});
     this.released.catch(() => {});
     this.state = succession?.state ?? null;
+    this.#groups = new ListenerGroups(runtime);
+    this.#copies = new LastCopies({
+      runtime,
+      limits: this.#limits,
+      closed: (names, counts) => this.#emitter.emit("closed", { names, ...counts }),
+      failed: (error) => this.#emitter.emit("unserved", reported(error)),
+    });
     this.#moves = new Moves(
       runtime,
       this.#limits,
@@ -204,7 +204,7 @@ export class Takeover implements AsyncDisposable {
       endpoints: () => this.#offered(),
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
-      atRest: () => Promise.all([...this.#groups.values()].map((group) => group.atRest)),
+      atRest: () => this.#groups.atRest,
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       readying: (claimed) => this.#flows.readying(claimed),
@@ -302,17 +302,28 @@ export class Takeover implements AsyncDisposable {
     address: GroupEndpoint,
     open: (at: TcpOpening, index: number) => T,
   ): Promise<Awaited<T>[]> {
-    const { count, ...wanted } = address;
-    checkCount(name, count, this.#limits);
+    const { count, ...rest } = address;
+    checkCount(name, count, this.#limits.endpointCount);
     checkedName(name, this.#limits);
     this.#checkListening(name);
     if (this.#groups.has(name)) throw usedTwice(name);
-    const group = new ListenerGroup(this.#runtime);
-    this.#groups.set(name, group);
     const opening = `${name}.*`;
     this.#opening.add(opening);
     try {
-      return await this.#openGroup(group, name, wanted, count, open);
+      const wanted = await resolveAddress(this.#runtime, rest);
+      this.#checkListening(name);
+      return await this.#groups.open({
+        name,
+        count,
+        address: rest,
+        wanted,
+        offered: this.#succession?.endpoints ?? new Map(),
+        steered: (steering) => this.#emitter.emit("steering", { name, ...steering }),
+        open: async (member, at, index) => {
+          const native = await this.listen(member, at, (opening) => open(opening, index));
+          return { native, endpoint: this.#endpoint(member) };
+        },
+      });
     } finally {
       this.#opening.delete(opening);
     }
@@ -347,7 +358,7 @@ export class Takeover implements AsyncDisposable {
   ): Promise<Displaced> {
     this.#checkStage("displace others", "serving");
     const { queueMs, drainMs } = this.#limits;
-    const endpoints = this.#groups.get(name)?.servers ?? [this.#endpoint(name)];
+    const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     return await displace(this.#runtime, endpoints, end, { queueMs, leaveMs: options.timeoutMs ?? drainMs });
   }
 
@@ -442,7 +453,7 @@ export class Takeover implements AsyncDisposable {
     this.#readyAt = Date.now();
     for (const endpoint of this.#endpoints.values()) endpoint.resume();
     this.#flows.serve();
-    for (const group of this.#groups.values()) group.serve();
+    this.#groups.serve();
     await this.#openControl();
     const second = this.#succession?.takeSecond();
     if (second) this.#moves.arrive(second, this.#eventLoop());
@@ -604,7 +615,7 @@ export class Takeover implements AsyncDisposable {
    */
   async close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
     if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
-    await this.#closing;
+    await this.#copies.closed;
     await this.#reporting.idle();
   }
 
@@ -626,7 +637,10 @@ export class Takeover implements AsyncDisposable {
   #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
-    const last = keepPaths ? [] : this.#lastCopies(isAlone);
+    // A successor that was offered everything and is not ready yet has copies of all.
+    const isOffered = this.#incumbent.busy && this.#stage !== "leased";
+    const hasInherited = this.#succession === null || this.#isSettled;
+    const last = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
@@ -641,64 +655,9 @@ export class Takeover implements AsyncDisposable {
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
-    if (isAlone) this.#settleGroups();
-    else for (const group of this.#groups.values()) group[Symbol.dispose]();
-    this.#closeForGood(last);
-  }
-
-  /** Endpoints whose sockets no other process has, as far as this one knows. */
-  #lastCopies(isAlone: boolean): Endpoint[] {
-    const isOffered = this.#incumbent.busy && this.#stage !== "leased";
-    return [...this.#endpoints.values()].filter(({ name, kind, isSupervised }) => {
-      const isTaken = isOffered || this.#claimed.includes(name) || !(isAlone || this.#bound.has(name));
-      return kind === "listener" && !isSupervised && !isTaken;
-    });
-  }
-
-  /** Once whoever waits at them has been served. */
-  #closeForGood(endpoints: readonly Endpoint[]): void {
-    if (endpoints.length === 0) return;
-    this.#close(endpoints.map(({ name }) => name), closeForGood(this.#runtime, endpoints, this.#limits.queueMs));
-  }
-
-  #settleGroups(): void {
-    for (const group of this.#groups.values()) this.#close(group.surplusNames, group.settle(this.#limits.queueMs));
-  }
-
-  #close(names: readonly string[], closed: Promise<QueueCounts | null>): void {
-    const noted = closed.then((counts) => counts && this.#note(names, counts), (error) => {
-      this.#emitter.emit("unserved", reported(error));
-    });
-    this.#closing = Promise.all([this.#closing, noted]);
-  }
-
-  #note(names: readonly string[], counts: QueueCounts): void {
-    this.#queues = sumOfQueues([this.#queues, counts]);
-    this.#emitter.emit("closed", { names, ...counts });
-  }
-
-  async #openGroup<T>(
-    group: ListenerGroup,
-    name: string,
-    wanted: TcpEndpoint,
-    count: number,
-    open: (at: TcpOpening, index: number) => T,
-  ): Promise<Awaited<T>[]> {
-    const offered = this.#succession?.endpoints ?? new Map();
-    const inherited = inheritedMembers(name, offered, await resolveAddress(this.#runtime, wanted));
-    await group.prepare(inherited, count);
-    if (group.steering) this.#emitter.emit("steering", { name, ...group.steering });
-    for (const surplus of group.surplusNames) offered.delete(surplus);
-    const natives: Awaited<T>[] = [];
-    let { port } = wanted;
-    for (const member of memberNames(name, inherited.map(([each]) => each), count)) {
-      const index = natives.length;
-      natives.push(await this.listen(member, { ...wanted, port, reusePort: true }, (at) => open(at, index)));
-      const endpoint = this.#endpoints.get(member)!;
-      group.opened(endpoint);
-      ({ port } = endpoint.identity.address as { port: number });
-    }
-    return natives;
+    if (isAlone) this.#groups.settle(this.#limits.queueMs, this.#copies);
+    else this.#groups[Symbol.dispose]();
+    this.#copies.close(last);
   }
 
   async #openOnce<T>(
@@ -757,7 +716,7 @@ export class Takeover implements AsyncDisposable {
       this.#checkListening(endpoint.name);
     }
     this.#endpoints.set(endpoint.name, endpoint);
-    if (isNew) this.#bound.add(endpoint.name);
+    if (isNew) this.#copies.bound(endpoint.name);
     // One that has come too late for the successor accepts if that is lost.
     if (this.#stage === "serving" || this.#stage === "starting" && isNew) endpoint.resume();
     this.#reporting.opened(endpoint);
@@ -777,7 +736,7 @@ export class Takeover implements AsyncDisposable {
 
   #isClaimed(name: string): boolean {
     if (this.#succession === null || this.#succession.endpoints.has(name)) return false;
-    return this.#endpoints.has(name) || [...this.#groups.values()].some((group) => group.surplusNames.includes(name));
+    return this.#endpoints.has(name) || this.#groups.isSurplus(name);
   }
 
   async #openControl(): Promise<void> {
@@ -801,7 +760,7 @@ export class Takeover implements AsyncDisposable {
       await succession.leaseEnd;
       this.#isSettled = true;
       if (this.#stage === "closed") return this.#settle();
-      this.#settleGroups();
+      this.#groups.settle(this.#limits.queueMs, this.#copies);
       this.#reporting.serving();
       this.#emitter.emit("settled", {
         role: "successor",
@@ -839,14 +798,10 @@ export class Takeover implements AsyncDisposable {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
-      this.#takeBackGroups();
+      this.#groups.takeBack();
       this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
-  }
-
-  #takeBackGroups(): void {
-    for (const group of this.#groups.values()) group.takeBack();
   }
 
   #offered(): OfferedSocket[] {
@@ -862,7 +817,7 @@ export class Takeover implements AsyncDisposable {
     for (const name of claimed) if (!this.#flows.isSteered(name)) this.#endpoints.get(name)!.pause();
     this.#flows.leased(claimed);
     this.#stage = "leased";
-    this.#claimed = claimed;
+    this.#copies.claimed(claimed);
     this.#successor = to;
     this.#readyAt = Date.now();
     this.#drain.active = true;
@@ -880,8 +835,8 @@ export class Takeover implements AsyncDisposable {
   #resume(to: Peer, error: unknown): void {
     void this.#moves.stop(error);
     this.#flows.resumed();
-    this.#takeBackGroups();
-    this.#claimed = [];
+    this.#groups.takeBack();
+    this.#copies.claimed([]);
     this.#reporting.keptOn();
     this.#drain.active = false;
     this.#stage = "serving";
@@ -902,7 +857,7 @@ export class Takeover implements AsyncDisposable {
       const isDone = endpoint.kind === "listener" || !claimed.includes(endpoint.name);
       if (isDone && !last.includes(endpoint)) endpoint.release();
     }
-    this.#closeForGood(last);
+    this.#copies.close(last);
     const outcome: Outcome = {
       role: "incumbent",
       from: this.#self(),
@@ -923,7 +878,7 @@ export class Takeover implements AsyncDisposable {
   async #waitForConnections(): Promise<DrainOutcome> {
     const addresses = [...this.#endpoints.values()].map(({ identity }) => identity.address);
     const { drainMs } = this.#limits;
-    await this.#closing;
+    await this.#copies.closed;
     const lastChanceAt = Math.max(drainMs - lastChanceMs, drainMs / 2);
     this.#moves.hurry(lastChanceAt);
     // What has not moved by then will not: it is told when it is answered.
@@ -933,20 +888,11 @@ export class Takeover implements AsyncDisposable {
     await this.#moves.stop();
     await this.#flows.ended(drainMs - ended.ms);
     for (const endpoint of this.#endpoints.values()) endpoint.release();
-    const drained = { ...ended, connections: this.#moves.departed, queues: this.#queues };
+    const drained = { ...ended, connections: this.#moves.departed, queues: this.#copies.queues };
     await this.#reporting.idle();
     this.#emitter.emit("drained", drained);
     return drained;
   }
-}
-
-/** As many as there may be endpoints. */
-function checkCount(name: string, count: number, { endpointCount }: Limits): void {
-  if (Number.isInteger(count) && count >= 1 && count <= endpointCount) return;
-  throw new TakeoverError(
-    "ERR_TAKEOVER_RANGE",
-    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected a count from 1 to ${endpointCount}`,
-  );
 }
 
 function usedTwice(name: string): TakeoverError {

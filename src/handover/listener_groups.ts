@@ -1,0 +1,116 @@
+/**
+ * All groups of listeners that a process has.
+ *
+ * @module
+ */
+
+import type { SocketAddress } from "../c/sockaddr.ts";
+import { TakeoverError } from "../errors.ts";
+import type { Endpoint } from "../natives/endpoint.ts";
+import type { Runtime } from "../runtime.ts";
+import type { TcpEndpoint } from "../sockets/address.ts";
+import type { Steering } from "../steering/keep_away.ts";
+import type { Unopened } from "./binding.ts";
+import type { LastCopies } from "./last_copies.ts";
+import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
+
+/** A group that is to be opened. */
+export interface GroupOrder<T> {
+  readonly name: string;
+  readonly count: number;
+  /** As the application gave it, and as it resolves. */
+  readonly address: TcpEndpoint;
+  readonly wanted: SocketAddress;
+  /** What the incumbent offers; the surplus is taken out. */
+  readonly offered: Map<string, Unopened>;
+  /** Hears of the program that keeps connections away from some members. */
+  steered(steering: Steering): void;
+  /** Opens one member. */
+  open(name: string, address: TcpEndpoint, index: number): Promise<{ readonly native: T; readonly endpoint: Endpoint }>;
+}
+
+/** Groups by their names. */
+export class ListenerGroups implements Disposable {
+  readonly #runtime: Runtime;
+  readonly #groups = new Map<string, ListenerGroup>();
+
+  constructor(runtime: Runtime) {
+    this.#runtime = runtime;
+  }
+
+  /** Whether a group of that name is there, or being opened. */
+  has(name: string): boolean {
+    return this.#groups.has(name);
+  }
+
+  /** Whether an endpoint of the incumbent is a member that this process does not want, and closes. */
+  isSurplus(name: string): boolean {
+    return this.#all().some(({ surplusNames }) => surplusNames.includes(name));
+  }
+
+  /** The members of a group in this process. */
+  serversOf(name: string): readonly Endpoint[] | null {
+    return this.#groups.get(name)?.servers ?? null;
+  }
+
+  /** Resolves when no surplus member is left. */
+  get atRest(): Promise<unknown> {
+    return Promise.all(this.#all().map((group) => group.atRest));
+  }
+
+  /** Opens a group. What has been opened before one of them fails stays open. */
+  async open<T>({ name, count, address, wanted, offered, steered, open }: GroupOrder<T>): Promise<T[]> {
+    const group = new ListenerGroup(this.#runtime);
+    this.#groups.set(name, group);
+    const inherited = inheritedMembers(name, offered, wanted);
+    await group.prepare(inherited, count);
+    if (group.steering) steered(group.steering);
+    for (const surplus of group.surplusNames) offered.delete(surplus);
+    const natives: T[] = [];
+    let { port } = address;
+    for (const member of memberNames(name, inherited.map(([each]) => each), count)) {
+      const { native, endpoint } = await open(member, { ...address, port, reusePort: true }, natives.length);
+      natives.push(native);
+      group.opened(endpoint);
+      ({ port } = endpoint.identity.address as { port: number });
+    }
+    return natives;
+  }
+
+  /** This process serves. */
+  serve(): void {
+    for (const group of this.#all()) group.serve();
+  }
+
+  /** Nothing comes back to the incumbent: surplus members are closed. */
+  settle(timeoutMs: number, copies: LastCopies): void {
+    for (const group of this.#all()) copies.follow(group.surplusNames, group.settle(timeoutMs));
+  }
+
+  /** A successor was lost. */
+  takeBack(): void {
+    for (const group of this.#all()) group.takeBack();
+  }
+
+  /** Gives up what was not wanted: the incumbent has it. */
+  [Symbol.dispose](): void {
+    for (const group of this.#all()) group[Symbol.dispose]();
+  }
+
+  #all(): ListenerGroup[] {
+    return [...this.#groups.values()];
+  }
+}
+
+/**
+ * Checks how many listeners a group is to have.
+ *
+ * @throws {TakeoverError} `ERR_TAKEOVER_RANGE`.
+ */
+export function checkCount(name: string, count: number, mostCount: number): void {
+  if (Number.isInteger(count) && count >= 1 && count <= mostCount) return;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_RANGE",
+    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected a count from 1 to ${mostCount}`,
+  );
+}
