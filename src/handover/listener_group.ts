@@ -124,9 +124,9 @@ export class ListenerGroup {
     return this.#servers;
   }
 
-  /** Resolves when no surplus member is left. */
+  /** Resolves when no surplus member is left, or they cannot be closed, which has been told. */
   get atRest(): Promise<unknown> {
-    return Promise.resolve(this.#closing);
+    return this.#closing?.catch(() => null) ?? Promise.resolve(null);
   }
 
   async #settle(timeoutMs: number): Promise<QueueCounts | null> {
