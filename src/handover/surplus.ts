@@ -8,7 +8,7 @@
 
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { deadlineOf, pause, stopWaiting, waitReadable } from "../channels/readiness.ts";
-import { TakeoverError } from "../errors.ts";
+import { SystemError, TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
@@ -108,14 +108,15 @@ export class Surplus {
   }
 
   async #watch(listener: OwnedDescriptor): Promise<void> {
-    try {
-      while (listener.number >= 0) {
+    while (listener.number >= 0) {
+      try {
         await waitReadable(this.#runtime, listener.number, { keepAlive: false });
-        await this.#accept(listener);
+      } catch (error) {
+        // It has been closed, or there is no descriptor to wait with (EMFILE): it is looked at now and then.
+        if (!(error instanceof SystemError || error instanceof TakeoverError)) throw error;
+        if (listener.number >= 0) await pause(lentMs);
       }
-    } catch (error) {
-      // It has been closed.
-      if (!(error instanceof TakeoverError && error.code === "ERR_TAKEOVER_CLOSED")) throw error;
+      await this.#accept(listener);
     }
   }
 
@@ -136,7 +137,7 @@ export class Surplus {
     const before = waiting();
     if (before === 0) return;
     for (const server of this.#servers()) {
-      const end = server.substitute(listener.number);
+      const end = substituted(server, listener.number);
       if (!end) continue;
       while (waiting() > 0 && Date.now() < until) await pause(lookMs);
       end();
@@ -145,5 +146,15 @@ export class Surplus {
     }
     // No server has time; it may have later.
     await pause(lentMs);
+  }
+}
+
+/** Null also where there is no descriptor for what the server holds itself (EMFILE). */
+function substituted(server: Endpoint, listener: number): (() => void) | null {
+  try {
+    return server.substitute(listener);
+  } catch (error) {
+    if (error instanceof SystemError) return null;
+    throw error;
   }
 }
