@@ -6,7 +6,7 @@
  */
 
 import { allocate, viewOf } from "../c/bytes.ts";
-import { TakeoverError } from "../errors.ts";
+import { SystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { statusOfDescriptor } from "../sockets/listener.ts";
 import { localAddress } from "../sockets/socket.ts";
@@ -18,7 +18,11 @@ const TCP_INFO = 11;
 const infoSize = 104;
 const unackedOffset = 24;
 
-/** How many connections wait at a listener; 0 for anything else, and where the kernel does not tell. */
+/**
+ * How many connections wait at a listener; 0 for anything else, and where the
+ * kernel does not tell; 1 at a Unix listener when there is no descriptor to ask
+ * the kernel with (EMFILE), because somebody may.
+ */
 export function waitingCount(runtime: Runtime, descriptor: number): number {
   if (runtime.abi.platform !== "linux") return 0;
   const address = localAddress(runtime, descriptor);
@@ -40,6 +44,7 @@ function unixCount(runtime: Runtime, descriptor: number): number {
     return unixWaitingCounts(runtime).get(inode) ?? 0;
   } catch (error) {
     if (error instanceof TakeoverError) return 0;
+    if (error instanceof SystemError) return 1;
     throw error;
   }
 }
