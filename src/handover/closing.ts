@@ -77,18 +77,27 @@ async function closeAt(runtime: Runtime, endpoints: readonly Endpoint[], timeout
   };
   const before = waiting();
   let [comingCount, leftCount, unfinishedCount] = [0, 0, 0];
-  // One may have come while the listener before left, and the next program was not there yet.
-  for (; left.length > 0; left.pop()) {
-    const restMs = Math.max(0, until - Date.now());
-    // What the kernel gives to others is not waited for.
-    if (migrates) await pause(settlingMs);
-    const found = migrates ? nobody : await emptyListener(runtime, address, { serve, timeoutMs: restMs });
-    if (left.length === endpoints.length) comingCount = found.halfOpenCount;
-    unfinishedCount = found.unfinishedCount ?? 0;
-    refusal.served();
-    const last = left.at(-1)!;
+  const close = () => {
+    const last = left.pop()!;
     if (last.alive) leftCount += waitingCount(runtime, last.descriptor);
-    refusal.close(last, left.length === 1);
+    refusal.close(last, left.length === 0);
+  };
+  try {
+    // One may have come while the listener before left, and the next program was not there yet.
+    while (left.length > 0) {
+      const restMs = Math.max(0, until - Date.now());
+      // What the kernel gives to others is not waited for.
+      if (migrates) await pause(settlingMs);
+      const found = migrates ? nobody : await emptyListener(runtime, address, { serve, timeoutMs: restMs });
+      if (left.length === endpoints.length) comingCount = found.halfOpenCount;
+      unfinishedCount = found.unfinishedCount ?? 0;
+      close();
+    }
+    // accept(2) takes a connection out of the queue before it has a number, which matters in another thread.
+    if (!migrates) await pause(settlingMs);
+    refusal.served();
+  } finally {
+    while (left.length > 0) close();
   }
   leftCount += unfinishedCount;
   const served = Math.max(before + comingCount - leftCount, 0);
@@ -117,46 +126,60 @@ async function steerAway(
   address: InetAddress,
 ): Promise<Refusal | null> {
   const own = new Set(endpoints.map(({ identity }) => identity.cookie));
-  const descriptors = endpoints.map(({ descriptor }) => descriptor);
+  const [first, ...others] = endpoints.map(({ descriptor }) => descriptor);
+  if (!isShared(runtime, first!)) return null;
+  // Of the one that is closed last: it is needed when there is no listener any more.
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, first!));
+  let isSteered = false;
   try {
-    if (!isShared(runtime, descriptors[0]!)) return null;
     if (listedMembers(runtime, address, "stream").every(({ cookie }) => own.has(cookie))) return null;
-    const away = await keepAwayFromOthers(runtime, descriptors, (cookie) => !own.has(cookie));
+    const away = await keepAwayFromOthers(runtime, [copy.number, ...others], (cookie) => !own.has(cookie));
+    isSteered = true;
     const close = (endpoint: Endpoint, isLast: boolean) => {
       if (!isLast) {
         endpoint.release();
         return away.left(endpoint.identity.cookie);
       }
       // Without a listener here nobody can take the program away, and it must not stay: who joins later has another slot.
-      const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
-      away.joined(copy.number);
       endpoint.release();
-      const kept = new KeptAway(runtime, copy.number, address);
+      // What comes to one that others inherit from goes to them, and must hear its client there.
+      const kept = away.steering.migrates ? null : new KeptAway(runtime, copy.number, address);
       away.end();
-      kept.end();
+      kept?.end();
       copy[Symbol.dispose]();
     };
     return { migrates: away.steering.migrates, served: () => {}, close };
   } catch (error) {
     if (error instanceof TakeoverError) return null;
     throw error;
+  } finally {
+    if (!isSteered) copy[Symbol.dispose]();
   }
 }
 
 /** Each socket outlives the server's copy for a moment: whoever else may have one goes on with it as it was. */
 function dropAlone(runtime: Runtime, endpoints: readonly Endpoint[], address: InetAddress): Refusal {
-  const drops = new Map(endpoints.map((endpoint) => {
-    const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
-    return [endpoint, { copy, kept: new KeptAway(runtime, copy.number, address) }];
-  }));
+  const drops = new Map<Endpoint, { readonly copy: OwnedDescriptor; readonly kept: KeptAway }>();
+  const close = (endpoint: Endpoint) => {
+    const { copy, kept } = drops.get(endpoint)!;
+    kept.end();
+    copy[Symbol.dispose]();
+  };
+  try {
+    for (const endpoint of endpoints) {
+      const copy = new OwnedDescriptor(runtime, duplicate(runtime, endpoint.descriptor));
+      drops.set(endpoint, { copy, kept: new KeptAway(runtime, copy.number, address) });
+    }
+  } catch (error) {
+    for (const endpoint of drops.keys()) close(endpoint);
+    throw error;
+  }
   return {
     migrates: false,
     served: () => drops.values().next().value!.kept.letAllIn(),
     close: (endpoint) => {
-      const { copy, kept } = drops.get(endpoint)!;
       endpoint.release();
-      kept.end();
-      copy[Symbol.dispose]();
+      close(endpoint);
     },
   };
 }

@@ -13,7 +13,7 @@
 
 import { allocate, viewOf } from "../c/bytes.ts";
 import type { InetAddress } from "../c/sockaddr.ts";
-import { checked } from "../errors.ts";
+import { checked, SystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { openDescriptors } from "../sockets/descriptors.ts";
 import { isListening, localAddress, setIntegerOption } from "../sockets/socket.ts";
@@ -81,12 +81,21 @@ export class KeptAway {
 
   /** The same for all that a server has accepted. */
   letAllIn(): void {
-    const { port } = this.#address;
     for (const descriptor of openDescriptors(this.#runtime)) {
-      const local = localAddress(this.#runtime, descriptor);
-      if (!local || local.family === "unix" || local.port !== port || isListening(this.#runtime, descriptor)) continue;
-      if (optionOf(this.#runtime, descriptor, IPPROTO_IP, IP_MINTTL) === mostHops) this.letIn(descriptor);
+      try {
+        if (this.#isKeptOut(descriptor)) this.letIn(descriptor);
+      } catch (error) {
+        // A worker's: its thread has closed it a moment ago, and the number may be anything.
+        if (!(error instanceof SystemError)) throw error;
+      }
     }
+  }
+
+  #isKeptOut(descriptor: number): boolean {
+    const local = localAddress(this.#runtime, descriptor);
+    if (!local || local.family === "unix" || local.port !== this.#address.port) return false;
+    if (isListening(this.#runtime, descriptor)) return false;
+    return optionOf(this.#runtime, descriptor, IPPROTO_IP, IP_MINTTL) === mostHops;
   }
 
   /** Ends: whoever has a copy of the listener goes on with it as it was. */

@@ -10,7 +10,7 @@ import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { connectPath, unlinkPath } from "../../src/sockets/listener.ts";
 import { noteGivenAway } from "../../src/sockets/given_away.ts";
-import { cookieOf } from "../../src/sockets/socket.ts";
+import { cookieOf, isListening } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { anyHops, leastHopsOf } from "../../src/steering/least_hops.ts";
 import { TemporaryFolder } from "../unit/children.ts";
@@ -210,4 +210,58 @@ test("closeForGood only lets go of one that does not accept, or is closed", asyn
   disposeAll(clients);
   await nodeNet.close(server);
   assert.deepEqual(await closeForGood(runtime, [endpoint], patienceMs), { served: 0, migrated: 0, reset: 0 });
+});
+
+/** What a call gives when the process has all the descriptors that it may have (EMFILE), or the number is closed (EBADF). */
+const [noneLeft, closedNumber] = [-24, -9];
+
+/** Two listeners of one group end in a process that can make so many copies of descriptors. */
+async function endsWithCopies(mostCount: number): Promise<void> {
+  const { F_DUPFD_CLOEXEC } = runtime.abi.constants;
+  let copyCount = 0;
+  const full: Runtime = {
+    ...runtime,
+    libc: {
+      ...runtime.libc,
+      fcntl: (...args) => args[1] === F_DUPFD_CLOEXEC && ++copyCount > mostCount ? noneLeft : runtime.libc.fcntl(...args),
+    },
+  };
+  const first = await served(nodeNet, loopback, shared);
+  const address = at(first.identity.address);
+  const second = await served(nodeNet, address, { ...shared, port: address.port });
+  const clients = connections(20, address);
+  askOn(clients);
+  const { reset } = await closeForGood(full, [first.endpoint, second.endpoint], patienceMs);
+  assert.equal(reset, 0);
+  assert.deepEqual(await ended(clients), { answered: 20 });
+  for (const { copy } of [first, second]) assert.deepEqual(leastHopsOf(runtime, copy.number, "inet"), anyHops);
+  disposeAll([...clients, first.copy, second.copy]);
+  for (const { server } of [first, second]) await nodeNet.close(server);
+}
+
+test("closeForGood leaves no listener that drops connections when there are no descriptors for copies", async () => {
+  for (const mostCount of [0, 1, 2]) await endsWithCopies(mostCount);
+});
+
+test("closeForGood goes on when another thread closes connections meanwhile", async () => {
+  const IP_MINTTL = 21;
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  const clients = connections(5, at(identity.address));
+  const busy: Runtime = {
+    ...runtime,
+    libc: {
+      ...runtime.libc,
+      getsockopt: (...args) => {
+        const isConnection = args[1] === 0 && args[2] === IP_MINTTL && !isListening(runtime, args[0]);
+        return isConnection ? closedNumber : runtime.libc.getsockopt(...args);
+      },
+    },
+  };
+  const closed = closeForGood(busy, [endpoint], patienceMs);
+  askOn(clients);
+  assert.deepEqual(await closed, { served: 5, migrated: 0, reset: 0 });
+  assert.equal(endpoint.alive, false);
+  assert.deepEqual(leastHopsOf(runtime, copy.number, "inet"), anyHops);
+  disposeAll([...clients, copy]);
+  await nodeNet.close(server);
 });
