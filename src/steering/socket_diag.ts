@@ -84,16 +84,20 @@ export function listedMembers(runtime: Runtime, address: InetAddress, type: Grou
 }
 
 /**
- * The handshakes of a TCP port that wait for the client's last packet
- * (SYN_RECV), by their addresses. Which listener of a group will get the
- * connection is not told.
+ * The handshakes that wait for the client's last packet (SYN_RECV) at an
+ * address where somebody listens, or at all addresses of its port when that is
+ * everywhere. Which listener of a group will get the connection is not told.
  *
  * @throws {TakeoverError} As {@linkcode listedMembers}.
  */
-export function halfOpenPairs(runtime: Runtime, { family, port }: InetAddress): Set<string> {
-  const found = dumpInet(runtime, "inet", "stream", states.halfOpen, port);
-  if (family === "inet6") found.push(...dumpInet(runtime, "inet6", "stream", states.halfOpen, port));
-  return new Set(found.map(({ pair }) => pair));
+export function halfOpenPairs(runtime: Runtime, address: InetAddress): Set<string> {
+  const found = dumpInet(runtime, "inet", "stream", states.halfOpen, address.port);
+  if (address.family === "inet6") found.push(...dumpInet(runtime, "inet6", "stream", states.halfOpen, address.port));
+  const [hostname] = address.hostname.split("%");
+  const isThere = ({ local }: ListedSocket) => local.hostname === hostname;
+  // One address of IPv4 can be written as one of IPv6; the kernel has it in either table.
+  const isAnywhere = ["0.0.0.0", "::"].includes(hostname!) || hostname!.startsWith("::ffff:");
+  return new Set(found.filter((each) => isAnywhere || isThere(each)).map(({ pair }) => pair));
 }
 
 /**

@@ -118,6 +118,16 @@ test("closeForGood keeps nobody away from a listener that another program has go
   await nodeNet.close(server);
 });
 
+test("closeForGood does not wait for handshakes at another address of the same port", async () => {
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  copy[Symbol.dispose]();
+  using other = groupOf("stream", 1, at(identity.address, "127.83.79.69"));
+  const clients = deafConnections(4, other.group.address);
+  assert.deepEqual(await closeForGood(runtime, [endpoint], patienceMs), { served: 0, migrated: 0, reset: 0 });
+  disposeAll(clients);
+  await nodeNet.close(server);
+});
+
 test("closeForGood gives up on handshakes that do not end in time, and counts them", async () => {
   const { endpoint, server, identity, copy } = await served(nodeNet);
   copy[Symbol.dispose]();
