@@ -71,6 +71,8 @@ interface Session {
   readonly joined: Promise<Conversation>;
   join(second: Conversation): void;
   isJoined: boolean;
+  /** Whether the successor may have something of this process's. */
+  isOffered: boolean;
 }
 
 /** Answers on the control socket; one hand-over at a time. */
@@ -88,6 +90,11 @@ export class Incumbent {
   /** Whether a successor is between hello and settled. */
   get busy(): boolean {
     return this.#session !== null;
+  }
+
+  /** Whether that one may have something of this process's already. */
+  get offers(): boolean {
+    return this.#session?.isOffered === true;
   }
 
   /** Takes a new connection to the control socket. */
@@ -150,19 +157,21 @@ export class Incumbent {
   }
 
   async #handOver(hello: Hello, conversation: Conversation): Promise<void> {
-    // One that does not know of datagram sockets would take them for malformed.
-    const endpoints = this.#host.endpoints().filter(({ kind }) => kind !== "datagram" || hello.datagrams);
-    const version = this.#agree(hello, endpoints);
+    const version = this.#agree(hello, this.#endpointsFor(hello));
     let join = (_second: Conversation) => {};
     const joined = new Promise<Conversation>((resolve) => join = resolve);
-    const session: Session = { hello, conversation, joined, join, isJoined: false };
+    const session: Session = { hello, conversation, joined, join, isJoined: false, isOffered: false };
     this.#session = session;
     this.#host.greeted();
     let flows: readonly OfferedFlows[] = [];
     let second: Conversation | null = null;
     try {
-      await this.#host.atRest();
+      await Promise.race([this.#host.atRest(), conversation.failed]);
       if (hello.datagrams) flows = await this.#host.flows();
+      if (this.#closed) return;
+      session.isOffered = true;
+      // Servers may have been opened and closed meanwhile.
+      const endpoints = this.#endpointsFor(hello);
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
@@ -180,6 +189,11 @@ export class Incumbent {
       if (second) second.destroy();
       else if (!session.isJoined) void joined.then((late) => late.destroy());
     }
+  }
+
+  /** One that does not know of datagram sockets would take them for malformed. */
+  #endpointsFor(hello: Hello): OfferedSocket[] {
+    return this.#host.endpoints().filter(({ kind }) => kind !== "datagram" || hello.datagrams);
   }
 
   /** Refuses what cannot become a hand-over, before anything is sent. */

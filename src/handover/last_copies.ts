@@ -72,7 +72,8 @@ export class LastCopies {
   close(endpoints: readonly Endpoint[]): void {
     const { runtime, limits } = this.#host;
     if (endpoints.length === 0) return;
-    const closing = this.#closing.then(() => closeForGood(runtime, endpoints, limits.queueMs));
+    const until = Date.now() + limits.queueMs;
+    const closing = this.#closing.then(() => closeForGood(runtime, endpoints, Math.max(0, until - Date.now())));
     this.follow(endpoints.map(({ name }) => name), closing);
   }
 

@@ -132,17 +132,22 @@ export class ListenerGroup {
   async #settle(timeoutMs: number): Promise<QueueCounts | null> {
     const away = this.#away;
     if (!away) return null;
-    const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
-    away.end();
-    this.#away = null;
-    return this.surplusNames.length > 0 ? counts : null;
+    try {
+      const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
+      return this.surplusNames.length > 0 ? counts : null;
+    } finally {
+      this.#surplus?.[Symbol.dispose]();
+      this.#away = null;
+      away.end();
+    }
   }
 
   /** A successor was lost: the kernel spreads over all again, whatever that one had done. */
   takeBack(): void {
     if (this.#away) return;
-    const open = this.#servers.find(({ alive }) => alive);
-    if (open && isShared(this.#runtime, open.descriptor)) detachFromGroup(this.#runtime, open.descriptor);
+    // One may have another listener for a moment.
+    const open = this.#servers.find(({ alive, descriptor }) => alive && isShared(this.#runtime, descriptor));
+    if (open) detachFromGroup(this.#runtime, open.descriptor);
   }
 
   /** Gives up what was not wanted: the incumbent has it. */

@@ -636,10 +636,10 @@ export class Takeover implements AsyncDisposable {
 
   #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
-    const isAlone = !this.#incumbent.busy && (this.#succession === null || this.#isSettled);
-    // A successor that was offered everything and is not ready yet has copies of all.
-    const isOffered = this.#incumbent.busy && this.#stage !== "leased";
     const hasInherited = this.#succession === null || this.#isSettled;
+    const isAlone = !this.#incumbent.offers && hasInherited;
+    // A successor that was offered everything and is not ready yet has copies of all.
+    const isOffered = this.#incumbent.offers && this.#stage !== "leased";
     const last = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
@@ -655,8 +655,8 @@ export class Takeover implements AsyncDisposable {
     this.#control?.descriptor[Symbol.dispose]();
     this.#controlListener?.close();
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
-    if (isAlone) this.#groups.settle(this.#limits.queueMs, this.#copies);
-    else this.#groups[Symbol.dispose]();
+    // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
+    if (!hasInherited) this.#groups[Symbol.dispose]();
     this.#copies.close(last);
   }
 

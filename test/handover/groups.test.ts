@@ -8,6 +8,8 @@ import { spawnSync } from "node:child_process";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
+import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { deafConnections } from "../contract/steering_ends.ts";
 import { commandFor, root } from "../support/binaries.mjs";
 import { whyNoMigration, withMigration } from "../support/migration.ts";
 import { asOrdinaryUser, nextOrdinary, openOrdinaryRelay, whyNotOrdinaryUser } from "../support/ordinary_user.ts";
@@ -232,4 +234,57 @@ test("a successor that is killed before it is ready leaves the group as it was",
     await sleep(100);
     assert.equal(await spreads(relay.port), 6);
   }
+});
+
+/** What becomes of clients that come one after the other until nobody is there. */
+async function comeUntilRefused(port: number): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {};
+  while (!counts["closed"] && !counts["ECONNREFUSED"]) {
+    const client = await Client.open(port);
+    const outcome = await client.outcome;
+    counts[outcome] = (counts[outcome] ?? 0) + 1;
+    client.close();
+    await sleep(1);
+  }
+  return counts;
+}
+
+/** A successor with three fewer listeners than the eight before, which waits for handshakes that do not end. */
+async function closingSurplus(relay: Relay): Promise<{ readonly server: Server; readonly half: readonly OwnedDescriptor[] }> {
+  await asUser.next(relay, "node", { LISTENERS: String(memberCount), SETTLE_MS: "100" });
+  const server = await asUser.next(relay, "node", { LISTENERS: "5", SETTLE_MS: "100" });
+  const half = deafConnections(3, { family: "inet", hostname: "127.0.0.1", port: relay.port });
+  await server.event("settled");
+  return { server, half };
+}
+
+const namesOf = ({ events }: Server) => events.filter(({ event }) => event === "closed").map(({ names }) => names);
+
+test("a process that is closed while it closes surplus listeners resets nobody, and tells of them once", ordinary, async () => {
+  await using relay = await asUser.open({});
+  const { server, half } = await closingSurplus(relay);
+  const clients = comeUntilRefused(relay.port);
+  await sleep(100);
+  server.signal("SIGTERM");
+  const { answered, ECONNREFUSED, ...others } = await clients;
+  disposeAll(half);
+  assert.deepEqual({ ECONNREFUSED, others }, { ECONNREFUSED: 1, others: {} });
+  assert.ok(answered! > 0);
+  assert.equal(await server.ended, 0, server.stderr);
+  assert.deepEqual(namesOf(server), [["web.6", "web.7", "web.8"], ["web", "web.2", "web.3", "web.4", "web.5"]]);
+});
+
+test("a process that is closed while a successor waits for it to be at rest serves who waits at surplus listeners", ordinary, async () => {
+  await using relay = await asUser.open({});
+  const { server, half } = await closingSurplus(relay);
+  relay.servers.push(relay.start("bun", { LISTENERS: "5" }, asUser.command("bun")));
+  await sleep(500);
+  server.signal("SIGTERM");
+  await sleep(200);
+  // Beside those of the next, which finds nobody on the path.
+  assert.ok(waitingAt(relay.port).length >= memberCount, "it has all of them still");
+  await relay.current.event("ready");
+  assert.equal(await server.ended, 0, server.stderr);
+  disposeAll(half);
+  assert.deepEqual(namesOf(server)[0], ["web.6", "web.7", "web.8"]);
 });
