@@ -25,7 +25,7 @@ import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { cookieOf } from "../sockets/socket.ts";
 import { emptyListener } from "../steering/empty_listener.ts";
-import { keepAwayFromOthers, type Steering } from "../steering/keep_away.ts";
+import { keepAwayFromOthers, type KeepingAway, type Steering } from "../steering/keep_away.ts";
 import { isShared, ReuseportGroup } from "../steering/reuseport.ts";
 import { type ListedSocket, listedMembers } from "../steering/socket_diag.ts";
 import { Surplus } from "./surplus.ts";
@@ -46,6 +46,8 @@ export interface DisplacingLimits {
   readonly queueMs: number;
   /** Until the others have left. */
   readonly leaveMs: number;
+  /** Ends it, as if the others had not left in time; its reason is thrown. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** How often the others are looked for. */
@@ -64,7 +66,7 @@ export async function displace(
   runtime: Runtime,
   endpoints: readonly Endpoint[],
   end: () => unknown,
-  { queueMs, leaveMs }: DisplacingLimits,
+  { queueMs, leaveMs, signal }: DisplacingLimits,
 ): Promise<Displaced> {
   const { address } = endpoints[0]!.identity;
   if (address.family === "unix" || !isShared(runtime, endpoints[0]!.descriptor)) throw notShared(endpoints[0]!);
@@ -75,38 +77,54 @@ export async function displace(
   const descriptors = endpoints.map(({ descriptor }) => descriptor);
   const kept = new Set(own);
   const away = await keepAwayFromOthers(runtime, descriptors, (cookie) => kept.has(cookie));
-  const spares = openSpares(runtime, descriptors, away.steering.program === "classic" ? otherCount - 1 : 0);
-  for (const { number } of spares) {
-    away.joined(number);
-    own.add(cookieOf(runtime, number));
-  }
+  const spares: OwnedDescriptor[] = [];
   const surplus = new Surplus(runtime, spares, () => endpoints);
   try {
+    const group = new ReuseportGroup(runtime, descriptors);
+    while (away.steering.program === "classic" && spares.length < otherCount - 1) {
+      const spare = group.open();
+      spares.push(spare);
+      own.add(cookieOf(runtime, spare.number));
+      away.joined(spare.number);
+    }
     surplus.serve();
     const waitedCount = waitingAt(others());
     const serve = () => waitingAt(others()) === 0;
     // Also where the kernel would give us what waits: a program that is told to end does nothing else as gracefully.
-    await emptyListener(runtime, address, { serve, timeoutMs: queueMs });
+    await emptyListener(runtime, address, { serve, timeoutMs: queueMs, signal });
     await end();
-    await haveLeft(others, address, leaveMs);
+    await haveLeft(others, address, leaveMs, signal);
     return { otherCount, waitedCount, steering: away.steering };
   } finally {
-    await away.refresh();
-    await surplus.close(away, queueMs);
-    away.end();
+    try {
+      await refreshed(away);
+      await surplus.close(away, queueMs);
+    } finally {
+      surplus[Symbol.dispose]();
+      away.end();
+    }
   }
 }
 
-function openSpares(runtime: Runtime, descriptors: readonly number[], count: number): OwnedDescriptor[] {
-  const group = new ReuseportGroup(runtime, descriptors);
-  return Array.from({ length: count }, () => group.open());
+/** Where the order cannot be told any more, connections may come to a spare member until it is closed. */
+async function refreshed(away: KeepingAway): Promise<void> {
+  try {
+    await away.refresh();
+  } catch (error) {
+    if (!(error instanceof TakeoverError)) throw error;
+  }
 }
 
 function waitingAt(listeners: readonly ListedSocket[]): number {
   return listeners.reduce((sum, { waitingCount }) => sum + waitingCount, 0);
 }
 
-async function haveLeft(others: () => readonly ListedSocket[], address: InetAddress, leaveMs: number): Promise<void> {
+async function haveLeft(
+  others: () => readonly ListedSocket[],
+  address: InetAddress,
+  leaveMs: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const until = deadlineOf({ timeoutMs: leaveMs });
   for (let left = others(); left.length > 0; left = others()) {
     if (Date.now() >= until) {
@@ -116,7 +134,7 @@ async function haveLeft(others: () => readonly ListedSocket[], address: InetAddr
           `${left.length} of their listeners are there; end them, and try again`,
       );
     }
-    await pause(lookMs);
+    await pause(lookMs, { signal });
   }
 }
 

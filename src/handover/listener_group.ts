@@ -59,6 +59,7 @@ export function inheritedMembers(
 /** The group as one process serves it. */
 export class ListenerGroup {
   readonly #runtime: Runtime;
+  readonly #isOwnStore: boolean;
   readonly #servers: Endpoint[] = [];
   #away: KeepingAway | null = null;
   #surplus: Surplus | null = null;
@@ -66,8 +67,10 @@ export class ListenerGroup {
   readonly surplusNames: string[] = [];
   #closing: Promise<QueueCounts | null> | null = null;
 
-  constructor(runtime: Runtime) {
+  /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
+  constructor(runtime: Runtime, isOwnStore: boolean) {
     this.#runtime = runtime;
+    this.#isOwnStore = isOwnStore;
   }
 
   /**
@@ -77,12 +80,16 @@ export class ListenerGroup {
    *   the surplus, which is taken.
    * @param count How many this process wants.
    * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when more are wanted of a
-   *   listener that cannot be shared, or the kernel's order cannot be told.
+   *   listener that cannot be shared, fewer than a service manager listens on,
+   *   or the kernel's order cannot be told; `ERR_TAKEOVER_UNSUPPORTED` where
+   *   the kernel has no tables to ask.
    */
   async prepare(inherited: readonly [string, Unopened][], count: number): Promise<void> {
     if (inherited.length === 0 || inherited.length === count) return;
     const descriptors = inherited.map(([, { descriptor }]) => descriptor.number);
     if (!descriptors.every((each) => isShared(this.#runtime, each))) throw notShared(inherited[0]![0], count);
+    const isSupervised = inherited.slice(count).some(([, { isSupervised }]) => isSupervised);
+    if (isSupervised && !this.#isOwnStore) throw supervised(inherited[0]![0], inherited.length, count);
     const kept = new Set(descriptors.slice(0, count).map((each) => cookieOf(this.#runtime, each)));
     this.#away = await keepAwayFromOthers(this.#runtime, descriptors, (cookie) => kept.has(cookie));
     const surplus = inherited.slice(count);
@@ -110,11 +117,12 @@ export class ListenerGroup {
    * Nothing comes back to the incumbent: surplus members are closed, and the
    * kernel spreads over all that are left.
    *
+   * @param forgotten Resolves when no service manager has copies of them: one that stays in the group is nobody's.
    * @returns What became of those who waited at them; null where there were
    *   none, and when it is told again.
    */
-  async settle(timeoutMs: number): Promise<QueueCounts | null> {
-    if (!this.#closing) return await (this.#closing = this.#settle(timeoutMs));
+  async settle(timeoutMs: number, forgotten: Promise<void>): Promise<QueueCounts | null> {
+    if (!this.#closing) return await (this.#closing = this.#settle(timeoutMs, forgotten));
     await this.#closing;
     return null;
   }
@@ -129,10 +137,11 @@ export class ListenerGroup {
     return this.#closing?.catch(() => null) ?? Promise.resolve(null);
   }
 
-  async #settle(timeoutMs: number): Promise<QueueCounts | null> {
+  async #settle(timeoutMs: number, forgotten: Promise<void>): Promise<QueueCounts | null> {
     const away = this.#away;
     if (!away) return null;
     try {
+      await forgotten;
       const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
       return this.surplusNames.length > 0 ? counts : null;
     } finally {
@@ -154,6 +163,14 @@ export class ListenerGroup {
   [Symbol.dispose](): void {
     this.#surplus?.[Symbol.dispose]();
   }
+}
+
+function supervised(name: string, inheritedCount: number, count: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected all ${inheritedCount} listeners to be wanted, a ` +
+      "service manager listens on those that are not, and nobody would serve them; stop its sockets first",
+  );
 }
 
 function notShared(name: string, count: number): TakeoverError {

@@ -32,10 +32,13 @@ export interface GroupOrder<T> {
 /** Groups by their names. */
 export class ListenerGroups implements Disposable {
   readonly #runtime: Runtime;
+  readonly #isOwnStore: boolean;
   readonly #groups = new Map<string, ListenerGroup>();
 
-  constructor(runtime: Runtime) {
+  /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
+  constructor(runtime: Runtime, isOwnStore: boolean) {
     this.#runtime = runtime;
+    this.#isOwnStore = isOwnStore;
   }
 
   /** Whether a group of that name is there, or being opened. */
@@ -43,9 +46,9 @@ export class ListenerGroups implements Disposable {
     return this.#groups.has(name);
   }
 
-  /** Whether an endpoint of the incumbent is a member that this process does not want, and closes. */
-  isSurplus(name: string): boolean {
-    return this.#all().some(({ surplusNames }) => surplusNames.includes(name));
+  /** The incumbent's endpoints that are members which this process does not want, and closes. */
+  get surplusNames(): string[] {
+    return this.#all().flatMap(({ surplusNames }) => surplusNames);
   }
 
   /** The members of a group in this process. */
@@ -60,7 +63,7 @@ export class ListenerGroups implements Disposable {
 
   /** Opens a group. What has been opened before one of them fails stays open. */
   async open<T>({ name, count, address, wanted, offered, steered, open }: GroupOrder<T>): Promise<T[]> {
-    const group = new ListenerGroup(this.#runtime);
+    const group = new ListenerGroup(this.#runtime, this.#isOwnStore);
     this.#groups.set(name, group);
     const inherited = inheritedMembers(name, offered, wanted);
     await group.prepare(inherited, count);
@@ -82,9 +85,13 @@ export class ListenerGroups implements Disposable {
     for (const group of this.#all()) group.serve();
   }
 
-  /** Nothing comes back to the incumbent: surplus members are closed. */
-  settle(timeoutMs: number, copies: LastCopies): void {
-    for (const group of this.#all()) copies.follow(group.surplusNames, group.settle(timeoutMs));
+  /**
+   * Nothing comes back to the incumbent: surplus members are closed.
+   *
+   * @param forgotten Resolves when no service manager has copies of them.
+   */
+  settle(timeoutMs: number, forgotten: Promise<void>, copies: LastCopies): void {
+    for (const group of this.#all()) copies.follow(group.surplusNames, group.settle(timeoutMs, forgotten));
   }
 
   /** A successor was lost. */

@@ -95,6 +95,15 @@ export class Reporting {
     this.#tell((notifier) => notifier.stopping());
   }
 
+  /**
+   * Resolves when the service manager has no copy any more of what it was told
+   * to forget, or does not say so in time.
+   */
+  async forgotten(): Promise<void> {
+    const { notifier, store, failed } = this.#host;
+    if (store) await notifier?.barrier().catch(failed);
+  }
+
   /** Resolves when everything has been said, or could not be. */
   async idle(): Promise<void> {
     await this.#host.notifier?.idle();

@@ -114,6 +114,10 @@ export class Takeover implements AsyncDisposable {
   readonly #opening = new Set<string>();
   readonly #groups: ListenerGroups;
   readonly #copies: LastCopies;
+  /** Resolves when no others are displaced. */
+  #displacing: Promise<unknown> = Promise.resolve();
+  /** Aborted when this process is closed. */
+  readonly #ending = new AbortController();
   readonly #paths: OwnPaths;
   readonly #foreign: ForeignSockets;
   readonly #sources: Sources;
@@ -167,7 +171,7 @@ export class Takeover implements AsyncDisposable {
     this.settled.catch(() => {});
     this.released.catch(() => {});
     this.state = succession?.state ?? null;
-    this.#groups = new ListenerGroups(runtime);
+    this.#groups = new ListenerGroups(runtime, this.#store);
     this.#copies = new LastCopies({
       runtime,
       limits: this.#limits,
@@ -204,7 +208,7 @@ export class Takeover implements AsyncDisposable {
       endpoints: () => this.#offered(),
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
-      atRest: () => this.#groups.atRest,
+      atRest: () => Promise.all([this.#displacing, this.#groups.atRest]),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       readying: (claimed) => this.#flows.readying(claimed),
@@ -289,8 +293,11 @@ export class Takeover implements AsyncDisposable {
    * @returns What `open` returned, in that order.
    * @throws {TakeoverError} As {@linkcode listen}; `ERR_TAKEOVER_STATE` also
    *   when the incumbent's listener was bound without SO_REUSEPORT and more are
-   *   wanted, or when the order of the group cannot be told because others
-   *   join and leave it; `ERR_TAKEOVER_RANGE` for a count that is none.
+   *   wanted, when a service manager listens on those that are not, or when the
+   *   order of the group cannot be told because others join and leave it;
+   *   `ERR_TAKEOVER_UNSUPPORTED` where the kernel has no tables to ask for it
+   *   (sock_diag), and the count changes; `ERR_TAKEOVER_RANGE` for a count that
+   *   is none.
    *
    * @example
    * ```ts ignore
@@ -333,14 +340,16 @@ export class Takeover implements AsyncDisposable {
    * Takes the place of programs that share an endpoint's address
    * (SO_REUSEPORT) and know nothing of hand-overs: all new connections come
    * here, the others accept what waits for them, and only then are told to end.
-   * Nobody is reset by that.
+   * Nobody is reset by that. Others are displaced one call after the other; a
+   * successor that comes meanwhile waits.
    *
    * @param name Of a group, or an endpoint with `reusePort`, that accepts.
    * @param end Tells the others to end, for instance with a signal; awaited.
    * @param options `timeoutMs`: how long they may take to end; `drainMs` when left out.
    * @returns How many listeners the others had, and how many connections waited there.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
-   *   when this process does not serve, or the endpoint cannot be shared;
+   *   when this process does not serve, or a successor is taking over, or the
+   *   endpoint cannot be shared;
    *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
    *   spread over all again.
    *
@@ -359,7 +368,14 @@ export class Takeover implements AsyncDisposable {
     this.#checkStage("displace others", "serving");
     const { queueMs, drainMs } = this.#limits;
     const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
-    return await displace(this.#runtime, endpoints, end, { queueMs, leaveMs: options.timeoutMs ?? drainMs });
+    const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
+    const displaced = this.#displacing.then(() => {
+      this.#checkStage("displace others", "serving");
+      if (this.#incumbent.busy) throw isBeingReplaced(name);
+      return displace(this.#runtime, endpoints, end, limits);
+    });
+    this.#displacing = displaced.catch(() => {});
+    return await displaced;
   }
 
   /**
@@ -593,7 +609,8 @@ export class Takeover implements AsyncDisposable {
 
   /**
    * Waits until every connection of this released or closed process has ended,
-   * at most `drainMs`.
+   * at most `drainMs` after listeners that nobody else had have been closed
+   * (at most `queueMs`).
    *
    * @returns How many were left, how many have moved, and how long it took.
    */
@@ -644,6 +661,7 @@ export class Takeover implements AsyncDisposable {
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
+    this.#ending.abort(new TakeoverError("ERR_TAKEOVER_STATE", "Cannot go on: this process has been closed"));
     this.#drain.active = true;
     this.#incumbent.close();
     this.#moves.close();
@@ -736,7 +754,7 @@ export class Takeover implements AsyncDisposable {
 
   #isClaimed(name: string): boolean {
     if (this.#succession === null || this.#succession.endpoints.has(name)) return false;
-    return this.#endpoints.has(name) || this.#groups.isSurplus(name);
+    return this.#endpoints.has(name) || this.#groups.surplusNames.includes(name);
   }
 
   async #openControl(): Promise<void> {
@@ -760,8 +778,9 @@ export class Takeover implements AsyncDisposable {
       await succession.leaseEnd;
       this.#isSettled = true;
       if (this.#stage === "closed") return this.#settle();
-      this.#groups.settle(this.#limits.queueMs, this.#copies);
-      this.#reporting.serving();
+      this.#reporting.serving(this.#groups.surplusNames);
+      const forgotten = this.#groups.surplusNames.length > 0 ? this.#reporting.forgotten() : Promise.resolve();
+      this.#groups.settle(this.#limits.queueMs, forgotten, this.#copies);
       this.#emitter.emit("settled", {
         role: "successor",
         from: succession.from,
@@ -893,6 +912,13 @@ export class Takeover implements AsyncDisposable {
     this.#emitter.emit("drained", drained);
     return drained;
   }
+}
+
+function isBeingReplaced(name: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot displace others at ${JSON.stringify(name)}: a successor is taking over; leave it to that`,
+  );
 }
 
 function usedTwice(name: string): TakeoverError {

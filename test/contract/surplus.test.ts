@@ -1,7 +1,9 @@
-/** Listeners that a process has and does not want, when it has no descriptor to spare. */
+/** Listeners that a process has and does not want: without a descriptor to spare, and when somebody else has them. */
 
 import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
+import type { Unopened } from "../../src/handover/binding.ts";
+import { ListenerGroup } from "../../src/handover/listener_group.ts";
 import { Surplus } from "../../src/handover/surplus.ts";
 import { Endpoint } from "../../src/natives/endpoint.ts";
 import type { Runtime } from "../../src/runtime.ts";
@@ -14,7 +16,7 @@ import { emptyListener } from "../../src/steering/empty_listener.ts";
 import { nodeNet } from "./natives.ts";
 import { loopback, served } from "./served.ts";
 import { connections, deafConnections, ended, groupOf } from "./steering_ends.ts";
-import { runtime, sleep, test } from "./support.ts";
+import { runtime, sleep, takeoverError, test } from "./support.ts";
 
 /** What a call gives when the process has all the descriptors that it may have (EMFILE). */
 const none = -24;
@@ -66,4 +68,18 @@ test("emptyListener goes on without a descriptor to ask the kernel with", async 
   const once = await emptyListener(full(1), opened.group.address, { serve: () => true, timeoutMs: 50 });
   assert.deepEqual(once, { isEmpty: true, halfOpenCount: 2, unfinishedCount: 2 });
   disposeAll(half);
+});
+
+test("ListenerGroup.prepare refuses to leave a service manager's listener without a server", async () => {
+  using opened = groupOf("stream", 2);
+  const inherited = opened.sockets.map((descriptor, index): [string, Unopened] => {
+    return [`web.${index}`, { descriptor, identity: identify(runtime, descriptor.number)!, isSupervised: true }];
+  });
+  const group = new ListenerGroup(runtime, false);
+  await assert.rejects(group.prepare(inherited, 1), takeoverError("ERR_TAKEOVER_STATE"));
+  assert.equal(group.steering, null);
+  const own = new ListenerGroup(runtime, true);
+  await own.prepare(inherited, 1);
+  assert.deepEqual(own.surplusNames, ["web.1"]);
+  own[Symbol.dispose]();
 });

@@ -20,5 +20,9 @@ declare class AbortSignal {
   addEventListener(type: "abort", listener: () => void, options?: { once?: boolean }): void;
   removeEventListener(type: "abort", listener: () => void): void;
 }
+declare class AbortController {
+  readonly signal: AbortSignal;
+  abort(reason?: unknown): void;
+}
 declare const crypto: { getRandomValues<T extends Uint8Array>(bytes: T): T };
 declare const performance: { now(): number };

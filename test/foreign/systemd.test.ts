@@ -292,6 +292,18 @@ describe("The service manager", withPython, () => {
     assert.deepEqual([...stored].sort(), ["extra", "web"]);
   });
 
+  test("stores no listener of a group that a successor does not want, which nobody would serve", async () => {
+    await using service = await Service.open({ runtime: "node", env: { STORE: "1", LISTENERS: "4" } });
+    await service.start();
+    await until(() => service.of("notified").length >= 5, () => "four listeners to be stored");
+    assert.deepEqual(await service.stored(), ["web", "web.2", "web.3", "web.4"]);
+    await using successor = service.successor("bun", { LISTENERS: "2" });
+    const { names } = await successor.event("closed");
+    assert.deepEqual(names, ["web.3", "web.4"]);
+    assert.deepEqual(await service.stored(), ["web", "web.2"]);
+    for (let count = 0; count < 40; count++) assert.equal((await assertServes(service.port)).pid, successor.pid);
+  });
+
   test("hears READY=1 again when the successor is lost before ready, and when it is lost in the lease", async () => {
     await using service = await Service.open({ runtime: "bun", socket: `@takeover-test-${process.pid}` });
     const a = (await service.start()).pid;
