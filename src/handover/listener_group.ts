@@ -56,6 +56,13 @@ export function inheritedMembers(
   return named.filter(([, { identity }]) => sameAddress(identity.address, named[0]![1].identity.address));
 }
 
+/** Takes away what a successor that was lost has steered listeners of one address by, if they are shared. */
+export function takeBack(runtime: Runtime, endpoints: readonly Endpoint[]): void {
+  // One may have another listener for a moment.
+  const open = endpoints.find(({ alive, descriptor }) => alive && isShared(runtime, descriptor));
+  if (open) detachFromGroup(runtime, open.descriptor);
+}
+
 /** The group as one process serves it. */
 export class ListenerGroup {
   readonly #runtime: Runtime;
@@ -153,10 +160,7 @@ export class ListenerGroup {
 
   /** A successor was lost: the kernel spreads over all again, whatever that one had done. */
   takeBack(): void {
-    if (this.#away) return;
-    // One may have another listener for a moment.
-    const open = this.#servers.find(({ alive, descriptor }) => alive && isShared(this.#runtime, descriptor));
-    if (open) detachFromGroup(this.#runtime, open.descriptor);
+    if (!this.#away) takeBack(this.#runtime, this.#servers);
   }
 
   /** Gives up what was not wanted: the incumbent has it. */

@@ -12,7 +12,7 @@ import type { TcpEndpoint } from "../sockets/address.ts";
 import type { Steering } from "../steering/keep_away.ts";
 import type { Unopened } from "./binding.ts";
 import type { LastCopies } from "./last_copies.ts";
-import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
+import { inheritedMembers, ListenerGroup, memberNames, takeBack } from "./listener_group.ts";
 
 /** A group that is to be opened. */
 export interface GroupOrder<T> {
@@ -94,9 +94,16 @@ export class ListenerGroups implements Disposable {
     for (const group of this.#all()) copies.follow(group.surplusNames, group.settle(timeoutMs, forgotten));
   }
 
-  /** A successor was lost. */
-  takeBack(): void {
+  /**
+   * A successor was lost. It may have steered listeners as a group that are
+   * none for this process.
+   *
+   * @param listeners All of this process.
+   */
+  takeBack(listeners: readonly Endpoint[]): void {
     for (const group of this.#all()) group.takeBack();
+    const alone = listeners.filter((each) => !this.#all().some(({ servers }) => servers.includes(each)));
+    for (const endpoint of alone) takeBack(this.#runtime, [endpoint]);
   }
 
   /** Gives up what was not wanted: the incumbent has it. */

@@ -114,6 +114,7 @@ export class Takeover implements AsyncDisposable {
   readonly #opening = new Set<string>();
   readonly #groups: ListenerGroups;
   readonly #copies: LastCopies;
+  #isDisplacing = false;
   /** Resolves when no others are displaced. */
   #displacing: Promise<unknown> = Promise.resolve();
   /** Aborted when this process is closed. */
@@ -369,12 +370,13 @@ export class Takeover implements AsyncDisposable {
     const { queueMs, drainMs } = this.#limits;
     const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
-    const displaced = this.#displacing.then(() => {
+    const displaced = this.#displacing.then(async () => {
       this.#checkStage("displace others", "serving");
       if (this.#incumbent.busy) throw isBeingReplaced(name);
-      return displace(this.#runtime, endpoints, end, limits);
+      this.#isDisplacing = true;
+      return await displace(this.#runtime, endpoints, end, limits);
     });
-    this.#displacing = displaced.catch(() => {});
+    this.#displacing = displaced.catch(() => {}).finally(() => this.#isDisplacing = false);
     return await displaced;
   }
 
@@ -817,10 +819,16 @@ export class Takeover implements AsyncDisposable {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
-      this.#groups.takeBack();
+      this.#takeBackGroups();
       this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
+  }
+
+  /** What is being displaced is steered by this process itself. */
+  #takeBackGroups(): void {
+    if (this.#isDisplacing) return;
+    this.#groups.takeBack([...this.#endpoints.values()].filter(({ kind }) => kind === "listener"));
   }
 
   #offered(): OfferedSocket[] {
@@ -854,7 +862,7 @@ export class Takeover implements AsyncDisposable {
   #resume(to: Peer, error: unknown): void {
     void this.#moves.stop(error);
     this.#flows.resumed();
-    this.#groups.takeBack();
+    this.#takeBackGroups();
     this.#copies.claimed([]);
     this.#reporting.keptOn();
     this.#drain.active = false;

@@ -133,7 +133,7 @@ test("closeForGood gives up on handshakes that do not end in time, and counts th
   copy[Symbol.dispose]();
   const clients = [...connections(3, at(identity.address)), ...deafConnections(4, at(identity.address))];
   askOn(clients.slice(0, 3));
-  assert.deepEqual(await closeForGood(runtime, [endpoint], 50), { served: 3, migrated: 0, reset: 4 });
+  assert.deepEqual(await closeForGood(runtime, [endpoint], 500), { served: 3, migrated: 0, reset: 4 });
   disposeAll(clients);
   await nodeNet.close(server);
 });

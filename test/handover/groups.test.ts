@@ -236,6 +236,23 @@ test("a successor that is killed before it is ready leaves the group as it was",
   }
 });
 
+test("a successor that is killed before it is ready leaves listeners as they were that are no group for the incumbent", async () => {
+  await using relay = await Relay.open({ LISTENERS: "6" }, fixture);
+  await relay.next("node", { CARELESS: "1" });
+  const successor = relay.start("bun", { LISTENERS: "2", CRASH: "before-ready" });
+  relay.servers.push(successor);
+  await successor.event("steering");
+  await successor.ended;
+  await sleep(100);
+  const [incumbent] = relay.servers;
+  incumbent!.signal("SIGSTOP");
+  const clients = await openClients(relay.port, 120);
+  const waiting = waitingAt(relay.port);
+  incumbent!.signal("SIGCONT");
+  assert.deepEqual(await outcomesOf(clients), { answered: 120 });
+  assert.ok(waiting.length === 6 && waiting.every((count) => count > 0), String(waiting));
+});
+
 /** What becomes of clients that come one after the other until nobody is there. */
 async function comeUntilRefused(port: number): Promise<Record<string, number>> {
   const counts: Record<string, number> = {};

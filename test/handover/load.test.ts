@@ -10,7 +10,7 @@ import { freePort, Relay, sleep, startLoad, summaryOf } from "../support/relay.t
 import { nineHandOvers, type RuntimeName, Server } from "../support/server.ts";
 
 const handOverCount = 38;
-const everyMs = 500;
+const everyMs = 400;
 
 /** What runs beside the fresh connections. */
 const kept = { busyCount: 8, idleCount: 100, idleMs: 1_500, slowPostCount: 8 };
