@@ -670,14 +670,22 @@ export class Takeover implements AsyncDisposable {
     this.#flows.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
-    if (isAlone) this.#paths.remove(this.#path);
     if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
-    this.#control?.descriptor[Symbol.dispose]();
-    this.#controlListener?.close();
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();
     this.#copies.close(last);
+    if (last.length === 0 || !isAlone) return this.#closeControl(isAlone);
+    // Whoever starts meanwhile waits there, and does not find the addresses in use.
+    this.#controlEndpoint?.pause();
+    void this.#copies.closed.then(() => this.#closeControl(true));
+  }
+
+  /** @param isAlone Whether the path goes with it. */
+  #closeControl(isAlone: boolean): void {
+    if (isAlone) this.#paths.remove(this.#path);
+    this.#control?.descriptor[Symbol.dispose]();
+    this.#controlListener?.close();
   }
 
   async #openOnce<T>(

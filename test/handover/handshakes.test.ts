@@ -102,3 +102,18 @@ test("handshakes that are half open when the successor is killed in the lease en
   });
   assert.deepEqual(outcomes, { "generation 1": clientCount });
 });
+
+test("a process that starts while the old one waits for a handshake does not find the address in use", { skip }, async () => {
+  await using relay = await Relay.open();
+  const old = await relay.next("node");
+  using halfOpen = new HalfOpen(relay.port);
+  using client = new HttpClient({ host: "127.0.0.1", port: relay.port });
+  await client.connected();
+  assert.equal(halfOpen.count, 1);
+  old.signal("SIGTERM");
+  const { generation } = await (await relay.next("bun")).event("ready");
+  assert.equal(generation, 1);
+  const { reset } = await old.event("closed");
+  assert.equal(reset, 1);
+  assert.equal(await old.ended, 0, old.stderr);
+});
