@@ -41,11 +41,6 @@ export class Surplus {
     this.#servers = servers;
   }
 
-  /** Whether there is one that is open. */
-  get isOpen(): boolean {
-    return this.#listeners.some(({ number }) => number >= 0);
-  }
-
   /** Serves what comes, from here on. */
   serve(): void {
     for (const listener of this.#listeners) void this.#watch(listener);
