@@ -27,7 +27,7 @@ const restMs = 200;
 test("stop-then-start loses datagrams, and the load client counts them", async () => {
   await using relay = await relayed();
   const old = await next(relay, "node");
-  using load = await Load.start(relay, 1_000);
+  using load = await Load.start(relay, { answerLimitMs: 1_000 });
   await sleep(restMs);
   old.signal("SIGKILL");
   await old.ended;
@@ -42,7 +42,7 @@ async function failuresOf(fault: string): Promise<Readonly<Record<string, number
   const port = await freePort();
   await using server = new Server("node", "test/fixtures/faulty_datagrams.ts", { PORT: String(port), FAULT: fault });
   await server.event("ready");
-  using load = await Load.start({ port }, 200, [0], 1_000);
+  using load = await Load.start({ port }, { answerLimitMs: 200, perSecond: 1_000 });
   await sleep(restMs);
   return (await load.stop()).failures;
 }
@@ -80,7 +80,7 @@ test("a successor that is killed before it is ready takes no datagram with it", 
 test("the incumbent reads again when its successor is killed in the lease", async () => {
   await using relay = await relayed({ SETTLE_MS: "60000" });
   const incumbent = await next(relay, "bun");
-  using load = await Load.start(relay, 1_000);
+  using load = await Load.start(relay, { answerLimitMs: 1_000 });
   const successor = await next(relay, "node");
   await sleep(restMs);
   successor.signal("SIGKILL");
@@ -94,7 +94,7 @@ test("the incumbent reads again when its successor is killed in the lease", asyn
 test("a successor goes on alone when its incumbent is killed in the lease, and is replaced in turn", async () => {
   await using relay = await relayed({ SETTLE_MS: "60000" });
   const first = await next(relay, "deno");
-  using load = await Load.start(relay, 1_000);
+  using load = await Load.start(relay, { answerLimitMs: 1_000 });
   const second = await next(relay, "node");
   first.signal("SIGKILL");
   await second.event("settled");
@@ -125,7 +125,7 @@ function socketCount(port: number): number {
 test("a steered group uses the sockets of ended generations again, and loses and doubles no datagram", async () => {
   await using relay = await relayed({ FLOWS: "steered", DRAIN_MS: "100" });
   await next(relay, "node");
-  using load = await Load.start(relay, 10_000, [0, 1, 2, 3, 4]);
+  using load = await Load.start(relay, { tags: [0, 1, 2, 3, 4] });
   for (const runtime of ["bun", "deno", "node"] as const) {
     const old = relay.current;
     await next(relay, runtime);
@@ -138,7 +138,7 @@ test("a steered group uses the sockets of ended generations again, and loses and
 test("steered flows lose no more than a process has read when a successor is killed in the lease", async () => {
   await using relay = await relayed({ FLOWS: "steered", SETTLE_MS: "60000" });
   const incumbent = await next(relay, "deno");
-  using load = await Load.start(relay, 1_000, [0, 1, 2]);
+  using load = await Load.start(relay, { answerLimitMs: 1_000, tags: [0, 1, 2] });
   const successor = await next(relay, "bun");
   await sleep(restMs);
   // What comes meanwhile waits in its socket.
@@ -155,7 +155,7 @@ test("steered flows lose no more than a process has read when a successor is kil
 test("connected flows lose no more than a process has read when a successor is killed in the lease", async () => {
   await using relay = await relayed({ FLOWS: "connected", SETTLE_MS: "60000" });
   const incumbent = await next(relay, "node");
-  using load = await Load.start(relay, 1_000, [0, 1, 2]);
+  using load = await Load.start(relay, { answerLimitMs: 1_000, tags: [0, 1, 2] });
   const successor = await next(relay, "deno");
   await sleep(restMs);
   successor.signal("SIGKILL");

@@ -33,6 +33,8 @@ export interface DatagramPlan {
   readonly perSecond: number;
   /** The first byte of each flow's datagrams, in turn; 0 for all when left out. */
   readonly tags?: readonly number[];
+  /** The address that they come from; 127.0.0.1 when left out. */
+  readonly from?: string;
   /** How long the last answers may take. */
   readonly answerLimitMs?: number;
 }
@@ -65,7 +67,8 @@ const tickMs = 2;
 const clientBufferSize = 4 * 1024 * 1024;
 const datagramSize = 32;
 
-const { tags = [0], answerLimitMs = defaultAnswerLimitMs, ...plan }: DatagramPlan = JSON.parse(process.argv[2]!);
+const plan: DatagramPlan = JSON.parse(process.argv[2]!);
+const { tags = [0], from = "127.0.0.1", answerLimitMs = defaultAnswerLimitMs } = plan;
 /** A client that was not let run catches up at twice the pace, not all at once. */
 const longestBurst = Math.ceil(2 * plan.perSecond * tickMs / 1_000);
 const bufferErrorsBefore = bufferErrors();
@@ -96,7 +99,7 @@ class Flow {
 
   static async open(tag: number): Promise<Flow> {
     const flow = new Flow(tag);
-    flow.#socket.bind(0, "127.0.0.1");
+    flow.#socket.bind(0, from);
     await once(flow.#socket, "listening");
     flow.#socket.connect(plan.port, "127.0.0.1");
     await once(flow.#socket, "connect");

@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import process from "node:process";
 import { commandFor, root } from "./binaries.mjs";
-import type { DatagramReport } from "./datagram_load.ts";
+import type { DatagramPlan, DatagramReport } from "./datagram_load.ts";
 import { type Load as Client, Relay, sleep, startDatagrams } from "./relay.ts";
 import { nineHandOvers, type RuntimeName, type Server } from "./server.ts";
 
@@ -61,20 +61,10 @@ export class Load implements Disposable {
     this.#perSecond = perSecond;
   }
 
-  /**
-   * Starts it; resolves once each flow has had its first answer.
-   *
-   * @param answerLimitMs How long to wait for answers that may not come.
-   * @param tags Whose flows there are; 0 is nobody's.
-   * @param pace Datagrams a second.
-   */
-  static async start(
-    { port }: { readonly port: number },
-    answerLimitMs = 10_000,
-    tags: readonly number[] = [0],
-    pace = perSecond,
-  ): Promise<Load> {
-    return new Load(await startDatagrams({ port, flowCount, perSecond: pace, answerLimitMs, tags }), pace);
+  /** Starts it; resolves once each flow has had its first answer. */
+  static async start({ port }: { readonly port: number }, plan: Partial<DatagramPlan> = {}): Promise<Load> {
+    const whole = { port, flowCount, perSecond, ...plan };
+    return new Load(await startDatagrams(whole), whole.perSecond);
   }
 
   /** Ends it. The pace that was asked for must have been reached: a client that sends little loses little. */
@@ -124,7 +114,7 @@ export async function handsOver(handOverCount: number, flows?: string, runner: R
   await using relay = await runner.open(flows === undefined ? {} : { FLOWS: flows, DRAIN_MS: "1500" });
   const tags = flows === undefined ? [0] : Array.from({ length: handOverCount + 1 }, (_, tag) => tag);
   await runner.next(relay, runtimeOf(0));
-  using load = await Load.start(relay, 10_000, tags, runner.perSecond);
+  using load = await Load.start(relay, { tags, perSecond: runner.perSecond });
   let mostCount = 0;
   for (let index = 1; index <= handOverCount; index++) {
     await sleep(restMs);
@@ -148,7 +138,8 @@ export async function keepsFlows(flows: string, runner: Runner = oneself): Promi
   const allTags = [0, 1, 2, 3, 4];
   await using relay = await runner.open({ FLOWS: flows, DRAIN_MS: "60000" });
   await runner.next(relay, "node");
-  using load = await Load.start(relay, 10_000, allTags, runner.perSecond);
+  const plan = { tags: allTags, perSecond: runner.perSecond };
+  using load = await Load.start(relay, plan);
   for (const runtime of ["deno", "bun", "node"] as const) {
     // The third ends by itself, in the middle of the load.
     await runner.next(relay, runtime, runtime === "bun" ? { DRAIN_MS: "1500" } : {});
@@ -162,10 +153,11 @@ export async function keepsFlows(flows: string, runner: Runner = oneself): Promi
   assert.deepEqual(answerers(report), { 0: "1 2 3 4", 1: "1", 2: "1 2", 3: "1 2 3 4", 4: "1 2 3 4" });
   relay.servers[0]!.signal("SIGKILL");
   await relay.servers[0]!.ended;
-  using later = await Load.start(relay, 10_000, allTags, runner.perSecond);
+  // From an address that no flow has come from: a port alone may be one of before.
+  using later = await Load.start(relay, { ...plan, from: "127.0.0.2" });
   await sleep(restMs);
   const left = await later.stop();
-  // Flows from other ports are new ones where the kernel knows them by their peers.
+  // They are new flows where the kernel knows them by their peers.
   const second = flows === "connected" ? "4" : "2";
   assertNothingLost(left, new Set([second, "4"]).size);
   assert.deepEqual(answerers(left), { 0: "4", 1: "4", 2: second, 3: "4", 4: "4" });
