@@ -11,7 +11,9 @@ import { TakeoverError } from "../errors.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { duplicate, openPair } from "../sockets/socket.ts";
 import { formatNamed } from "../steering/forward_frames.ts";
-import { Forwarder, ForwardedReceiver, ForwardLink } from "../steering/forwarding.ts";
+import { ForwardedReceiver } from "../steering/forwarded_receiver.ts";
+import { Forwarder } from "../steering/forwarder.ts";
+import { ForwardLink } from "../steering/forward_link.ts";
 import type { FlowHost } from "./kernel_flows.ts";
 
 /** A near end as it travels. */

@@ -1,5 +1,5 @@
 /**
- * Packets on their way out of a socket, in order. What the socket does not take
+ * Packets on their way out of a connected socket, in order. What the socket does not take
  * at once waits here, up to a size; what does not fit is told of.
  *
  * @module
@@ -7,7 +7,6 @@
 
 import type { Bytes } from "../c/bytes.ts";
 import { errnoName } from "../c/errno.ts";
-import type { SocketAddress } from "../c/sockaddr.ts";
 import { sendMessage } from "../channels/message.ts";
 import { stopWaiting, waitWritable } from "../channels/readiness.ts";
 import type { Runtime } from "../runtime.ts";
@@ -17,8 +16,6 @@ export interface Packet {
   readonly bytes: Bytes;
   /** How many datagrams it has. */
   readonly datagramCount: number;
-  /** Whom to, on a socket that is not connected. */
-  readonly to?: SocketAddress;
 }
 
 /** Whom a queue tells what became of a packet; each is told of once. */

@@ -18,7 +18,7 @@ import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { unreadSize } from "../../src/sockets/queues.ts";
 import { cookieOf, duplicate, identify, integerOption, localAddress, peerAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
-import { ForwardLink } from "../../src/steering/forwarding.ts";
+import { ForwardLink } from "../../src/steering/forward_link.ts";
 import { runHere, TemporaryFolder } from "../unit/children.ts";
 import { bunDatagram, type DatagramEnd, nodeDatagram, rawDatagram, rawRead, rawSend } from "./ends.ts";
 import { onBun, onDeno, runtime, sleep, takeoverError, test, until } from "./support.ts";

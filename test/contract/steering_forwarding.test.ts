@@ -9,17 +9,12 @@ import { channelPair } from "../../src/channels/fd_listener.ts";
 import { sendMessage } from "../../src/channels/message.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { duplicate, localAddress, openPair } from "../../src/sockets/socket.ts";
-import {
-  AnswerSender,
-  Forwarder,
-  type ForwardedOptions,
-  ForwardedReceiver,
-  ForwardLink,
-  type ForwardLinkOptions,
-} from "../../src/steering/forwarding.ts";
+import { duplicate, openPair } from "../../src/sockets/socket.ts";
 import { type ForwardedDatagram, mvfstFormat } from "../../src/steering/forward_frames.ts";
-import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
+import { type ForwardedOptions, ForwardedReceiver } from "../../src/steering/forwarded_receiver.ts";
+import { Forwarder } from "../../src/steering/forwarder.ts";
+import { ForwardLink, type ForwardLinkOptions } from "../../src/steering/forward_link.ts";
+import { openClient } from "./steering_ends.ts";
 import { runtime, takeoverError, test, until } from "./support.ts";
 
 const peer: InetAddress = { family: "inet", hostname: "192.0.2.1", port: 7 };
@@ -103,22 +98,6 @@ test("Forwarder sends each datagram to its generation, and keeps its own and tho
   await until(() => !links[1]!.link.isOpen, "the link to notice that the older process has ended");
   assert.deepEqual([1, 2, 3].map((tag) => forwarder.take(Uint8Array.of(tag), peer)), [true, false, true]);
   for (const ends of links) ends[Symbol.dispose]();
-});
-
-test("AnswerSender answers from the address that the client has asked, and stays when the socket is closed", () => {
-  using client = openClient();
-  const server = openClient();
-  const [to, from] = [client, server].map(({ number }) => localAddress(runtime, number) as InetAddress);
-  using answers = new AnswerSender(runtime, server.number);
-  server[Symbol.dispose]();
-  answers.send(Uint8Array.of(4, 2), to!);
-  assert.deepEqual(datagramsAt(client), [[4, 2]]);
-  assert.deepEqual(answers.counts, { sentCount: 1, droppedCount: 0 });
-  answers.send(new Uint8Array(65_508), to!);
-  assert.deepEqual(answers.counts, { sentCount: 1, droppedCount: 1 }, "EMSGSIZE is that answer's alone");
-  sendTo(client, from!, 9);
-  answers.close();
-  assert.throws(() => answers.send(Uint8Array.of(1), to!), takeoverError("ERR_TAKEOVER_CLOSED"));
 });
 
 test("ForwardLink drops what finds no room and counts it, and everything else arrives once", async () => {

@@ -16,7 +16,7 @@ import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
 import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
-import { ForwardLink } from "../../src/steering/forwarding.ts";
+import { ForwardLink } from "../../src/steering/forward_link.ts";
 import { openMember } from "../../src/steering/reuseport.ts";
 import { nodeDatagram } from "./ends.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
