@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { SocketAddress } from "../c/sockaddr.ts";
+import { sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
@@ -29,11 +29,23 @@ export interface GroupOrder<T> {
   open(name: string, address: TcpEndpoint, index: number): Promise<{ readonly native: T; readonly endpoint: Endpoint }>;
 }
 
+/** What there is of a group that is not whole yet. */
+interface Begun {
+  readonly group: ListenerGroup;
+  readonly wanted: SocketAddress;
+  /** Of all members, in order. */
+  readonly names: readonly string[];
+  readonly natives: unknown[];
+  /** The one that the first member has, when any was asked for. */
+  port: number;
+}
+
 /** Groups by their names. */
 export class ListenerGroups implements Disposable {
   readonly #runtime: Runtime;
   readonly #isOwnStore: boolean;
   readonly #groups = new Map<string, ListenerGroup>();
+  readonly #begun = new Map<string, Begun>();
 
   /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
   constructor(runtime: Runtime, isOwnStore: boolean) {
@@ -41,9 +53,9 @@ export class ListenerGroups implements Disposable {
     this.#isOwnStore = isOwnStore;
   }
 
-  /** Whether a group of that name is there, or being opened. */
+  /** Whether a group of that name is there, whole. */
   has(name: string): boolean {
-    return this.#groups.has(name);
+    return this.#groups.has(name) && !this.#begun.has(name);
   }
 
   /** The incumbent's endpoints that are members which this process does not want, and closes. */
@@ -61,23 +73,37 @@ export class ListenerGroups implements Disposable {
     return Promise.all(this.#all().map((group) => group.atRest));
   }
 
-  /** Opens a group. What has been opened before one of them fails stays open. */
-  async open<T>({ name, count, address, wanted, offered, steered, open }: GroupOrder<T>): Promise<T[]> {
+  /**
+   * Opens a group. What has been opened before one of them fails stays open,
+   * and the same order again goes on there.
+   *
+   * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it is another order.
+   */
+  async open<T>(order: GroupOrder<T>): Promise<T[]> {
+    const begun = this.#begun.get(order.name) ?? await this.#begin(order);
+    if (begun.names.length !== order.count || !sameAddress(begun.wanted, order.wanted)) throw begunOtherwise(order, begun);
+    for (const member of begun.names.slice(begun.natives.length)) {
+      const address = { ...order.address, port: begun.port, reusePort: true };
+      const { native, endpoint } = await order.open(member, address, begun.natives.length);
+      begun.natives.push(native);
+      begun.group.opened(endpoint);
+      ({ port: begun.port } = endpoint.identity.address as { port: number });
+    }
+    this.#begun.delete(order.name);
+    return begun.natives as T[];
+  }
+
+  async #begin<T>({ name, count, address, wanted, offered, steered }: GroupOrder<T>): Promise<Begun> {
     const group = new ListenerGroup(this.#runtime, this.#isOwnStore);
-    this.#groups.set(name, group);
     const inherited = inheritedMembers(name, offered, wanted);
     await group.prepare(inherited, count);
     if (group.steering) steered(group.steering);
     for (const surplus of group.surplusNames) offered.delete(surplus);
-    const natives: T[] = [];
-    let { port } = address;
-    for (const member of memberNames(name, inherited.map(([each]) => each), count)) {
-      const { native, endpoint } = await open(member, { ...address, port, reusePort: true }, natives.length);
-      natives.push(native);
-      group.opened(endpoint);
-      ({ port } = endpoint.identity.address as { port: number });
-    }
-    return natives;
+    const names = memberNames(name, inherited.map(([each]) => each), count);
+    const begun = { group, wanted, names, natives: [], port: address.port };
+    this.#groups.set(name, group);
+    this.#begun.set(name, begun);
+    return begun;
   }
 
   /** This process serves. */
@@ -126,5 +152,13 @@ export function checkCount(name: string, count: number, mostCount: number): void
   throw new TakeoverError(
     "ERR_TAKEOVER_RANGE",
     `Cannot listen ${count} times as ${JSON.stringify(name)}: expected a count from 1 to ${mostCount}`,
+  );
+}
+
+function begunOtherwise({ name, count }: GroupOrder<unknown>, { names }: Begun): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot listen ${count} times as ${JSON.stringify(name)}: expected ${names.length} times at the same address, of ` +
+      "which some have been opened; give the same address and count again, and those that are missing are opened",
   );
 }

@@ -287,6 +287,9 @@ export class Takeover implements AsyncDisposable {
    * not want is accepted by its servers before that is closed; one that is new
    * gets connections when the lease has ended.
    *
+   * When a server fails to open, those before it stay; the same call once more
+   * opens the ones that are missing, and returns all.
+   *
    * @param name Names the group across generations.
    * @param address Where it is to be, and how many listeners it has: `count`.
    * @param open Opens one server, as for {@linkcode listen}; it is given the
@@ -314,8 +317,8 @@ export class Takeover implements AsyncDisposable {
     checkCount(name, count, this.#limits.endpointCount);
     checkedName(name, this.#limits);
     this.#checkListening(name);
-    if (this.#groups.has(name)) throw usedTwice(name);
     const opening = `${name}.*`;
+    if (this.#groups.has(name) || this.#opening.has(opening)) throw usedTwice(name);
     this.#opening.add(opening);
     try {
       const wanted = await resolveAddress(this.#runtime, rest);

@@ -21,7 +21,7 @@ const anyPort = { hostname: "127.0.0.1", port: 0 };
 class Greeter {
   readonly server: net.Server = net.createServer((socket) => {
     socket.on("error", () => {});
-    socket.end("hello");
+    socket.resume().end("hello");
   });
   /** The callback of `listen`, which returns when it is let. */
   readonly open = async (at: TcpOpening | UnixOpening): Promise<net.Server> => {
@@ -282,6 +282,43 @@ test("Takeover.listen refuses a name whose server is being opened", () =>
     greeter.let();
     await listening;
   }, { isHeld: true }));
+
+test("Takeover.listenGroup goes on where a server failed to open, for the same group alone", () =>
+  scene(async ({ takeover, greeter }) => {
+    const others = [new Greeter(), new Greeter()];
+    const group = { ...anyPort, count: 3 };
+    let failureCount = 0;
+    const indexes: number[] = [];
+    const open = (at: TcpOpening, index: number) => {
+      indexes.push(index);
+      if (index === 1 && failureCount++ === 0) throw new RangeError("no server today");
+      return [greeter, ...others][index]!.open(at);
+    };
+    try {
+      await assert.rejects(takeover.listenGroup("web", group, open), { name: "RangeError" });
+      const port = portOf(takeover);
+      const other = { ...takeoverError("ERR_TAKEOVER_STATE"), message: /expected 3 times at the same address/ };
+      await assert.rejects(takeover.listenGroup("web", { ...group, count: 2 }, open), other);
+      await assert.rejects(takeover.listenGroup("web", { ...group, hostname: "127.0.0.2" }, open), other);
+      const natives = await takeover.listenGroup("web", group, open);
+      assert.deepEqual(natives, [greeter, ...others].map(({ server }) => server));
+      assert.deepEqual(indexes, [0, 1, 1, 2]);
+      assert.deepEqual(["web.2", "web.3"].map((name) => (takeover.addr(name) as { port: number }).port), [port, port]);
+      await assert.rejects(takeover.listenGroup("web", group, open), takeoverError("ERR_TAKEOVER_STATE"));
+      await takeover.ready();
+      assert.match(await ask({ host: "127.0.0.1", port }), /hello/);
+    } finally {
+      for (const each of others) await each.close();
+    }
+  }));
+
+test("Takeover.listenGroup refuses a name whose group is being opened", () =>
+  scene(async ({ takeover, greeter }) => {
+    const opened = takeover.listenGroup("web", { ...anyPort, count: 1 }, greeter.open);
+    const again = takeover.listenGroup("web", { ...anyPort, count: 1 }, new Greeter().open);
+    await assert.rejects(again, takeoverError("ERR_TAKEOVER_STATE"));
+    assert.deepEqual(await opened, [greeter.server]);
+  }));
 
 test("Takeover.ready refuses a second call while the first is on its way", () =>
   scene(async ({ path, takeover }) => {
