@@ -17,7 +17,9 @@ const { binaries, root } = await import("./support/binaries.mjs");
 const files = (folder) => readdirSync(join(root, folder)).filter((name) => name.endsWith(".test.ts"))
   .map((name) => join(folder, name));
 
-const nodeTest = (node, paths, ...flags) => [node, "--no-warnings", "--test", "--test-concurrency=1", "--test-reporter=spec", ...flags, ...paths];
+/** @param concurrency How many files at a time. */
+const nodeTest = (node, paths, concurrency = 1) =>
+  [node, "--no-warnings", "--test", `--test-concurrency=${concurrency}`, "--test-reporter=spec", ...paths];
 
 /**
  * A network namespace of its own, where the machine lets us have one: sockets
@@ -47,7 +49,7 @@ const inProcesses = (kind, file) => {
 /**
  * Every suite: its name, its command, what it gets in its environment, and its
  * lane. Contract suites share a user's limits, so they follow each other; what
- * is `beside` them follows each other at the same time.
+ * is `beside` them is run at the same time, and whoever is done helps with it.
  */
 const suites = [
   { name: "check", command: ["npm", "run", "--silent", "check"] },
@@ -55,11 +57,11 @@ const suites = [
   { name: "unit on Node 26", command: nodeTest(binaries.node26, files("test/unit")) },
   { name: "unit on Deno", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/unit"] },
   { name: "unit on Bun", command: [binaries.bun, "test", "./test/unit"] },
-  { name: "contract on Node 26 with koffi", lane: "contract", command: nodeTest(binaries.node26, files("test/contract")) },
+  { name: "contract on Node 26 with koffi", lane: "contract", command: nodeTest(binaries.node26, files("test/contract"), 2) },
   {
     name: "contract on Node 26 with node:ffi",
     lane: "contract",
-    command: nodeTest(binaries.node26, files("test/contract")),
+    command: nodeTest(binaries.node26, files("test/contract"), 2),
     env: { SEAM_FFI: "node:ffi" },
   },
   { name: "contract on Deno", lane: "contract", command: [binaries.deno, "test", "--allow-all", "--no-check", "test/contract"] },
@@ -102,13 +104,15 @@ const wanted = process.argv.slice(2);
 const chosen = suites.filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)));
 const results = [];
 
-/** One after the other. */
-async function runAll(lane) {
-  for (const suite of chosen.filter((each) => (each.lane ?? "beside") === lane)) results.push(await run(suite));
+/** One after the other, each taken out. */
+async function runAll(queue) {
+  for (let suite = queue.shift(); suite; suite = queue.shift()) results.push(await run(suite));
 }
 
-await Promise.all([runAll("contract"), runAll("beside")]);
-await runAll("alone");
+const laneOf = (lane) => chosen.filter((suite) => (suite.lane ?? "beside") === lane);
+const beside = laneOf("beside");
+await Promise.all([runAll(laneOf("contract")).then(() => runAll(beside)), runAll(beside)]);
+await runAll(laneOf("alone"));
 const sum = (key) => results.reduce((total, result) => total + result[key], 0);
 console.log("\n── summary");
 for (const { name, passed, failed, skipped, seconds } of results) {
