@@ -15,8 +15,10 @@ export function descriptorTable(): Table {
   return new Map(openDescriptors(runtime).map((number) => [number, linkOf(runtime, number)]));
 }
 
-/** How often in a row the table has to be the same. */
+/** How often in a row the table has to be the same: the first time of a process, when its runtime still starts, and then. */
+const firstSteadyCount = 30;
 const steadyCount = 3;
+let isFirst = true;
 
 /**
  * The table without what comes and goes: threads of the runtimes open files
@@ -25,7 +27,9 @@ const steadyCount = 3;
  */
 export async function steadyTable(): Promise<Table> {
   let table = descriptorTable();
-  for (let same = 0; same < steadyCount;) {
+  const wantedCount = isFirst ? firstSteadyCount : steadyCount;
+  isFirst = false;
+  for (let same = 0; same < wantedCount;) {
     await new Promise((resolve) => setTimeout(resolve, 3));
     const next = descriptorTable();
     same = sameTable(table, next) ? same + 1 : 0;

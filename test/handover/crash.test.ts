@@ -127,14 +127,16 @@ test("an incumbent killed during the lease leaves a successor that is settled at
 });
 
 test("a second successor is refused as busy while the lease runs, and welcome afterwards", async () => {
-  await using relay = await Relay.open({ SETTLE_MS: "1500" });
-  await relay.next("deno");
+  await using relay = await Relay.open({ SETTLE_MS: "60000" });
+  const first = await relay.next("deno");
   const second = await relay.next("bun");
   await using third = relay.start("node");
   assert.equal((await third.event("refused")).code, "ERR_TAKEOVER_BUSY");
   assert.equal(await third.ended, 1);
   assert.equal((await assertServes(relay.port)).pid, second.pid);
-  await relay.settled();
+  // The lease ends with it.
+  first.signal("SIGKILL");
+  await second.event("settled");
   await relay.next("node");
   assert.equal((await assertServes(relay.port)).runtime, "node");
 });
