@@ -6,16 +6,18 @@
  * @module
  */
 
-import { allocate, viewOf, writeField } from "../c/bytes.ts";
+import { allocate, viewOf } from "../c/bytes.ts";
+import { errnoOf } from "../c/errno.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { canPause } from "../sockets/event_loop.ts";
 import { type Bell, openBell, readableEvents, type Waiter, writableEvents } from "./bell.ts";
 
-const EPOLL_CLOEXEC = 0o2000000;
-const EPOLL_CTL_ADD = 1;
-const EPOLLRDHUP = 0x2000;
+const POLLRDHUP = 0x2000;
+
+/** `struct pollfd`: descriptor 4 | events asked for 2 | events found 2. */
+const pollfdSize = 8;
+const eventsOffset = 4;
 
 /** How often a descriptor is looked at where there is no epoll: at first, and at most. */
 const firstLookMs = 1;
@@ -69,16 +71,18 @@ export function stopWaiting(runtime: Runtime, descriptor: number): void {
   opened.get(runtime)?.stop(descriptor, stopped);
 }
 
-/** Whether the other side has ended its writing (`EPOLLRDHUP`); unread messages may be left. Linux only. */
-export function isShutDown(runtime: Runtime, descriptor: number): boolean {
-  const { abi, libc } = runtime;
-  const event = allocate(abi.epollEvent.size);
-  writeField(viewOf(event), abi.epollEvent.events, EPOLLRDHUP);
-  return owning(new OwnedDescriptor(runtime, libc.epoll_create1(EPOLL_CLOEXEC)), ({ number }) => {
-    checked(abi, "epoll_create1", number);
-    checked(abi, "epoll_ctl", libc.epoll_ctl(number, EPOLL_CTL_ADD, descriptor, event));
-    return checked(abi, "epoll_wait", libc.epoll_wait(number, event, 1, 0)) > 0;
-  });
+/**
+ * Whether the other side has ended its writing (`POLLRDHUP`); unread messages
+ * may be left. It needs no descriptor of its own. Linux only.
+ */
+export function isShutDown({ abi, libc }: Runtime, descriptor: number): boolean {
+  const asked = allocate(pollfdSize);
+  const view = viewOf(asked);
+  view.setInt32(0, descriptor, true);
+  view.setInt16(eventsOffset, POLLRDHUP, true);
+  let count = libc.poll(asked, 1, 0);
+  while (count === -errnoOf(abi.platform, "EINTR")) count = libc.poll(asked, 1, 0);
+  return checked(abi, "poll", count) > 0;
 }
 
 /** Opens what waiting needs, before the first wait does. */
