@@ -63,6 +63,11 @@ export interface Limits {
    * flows are the successor's: ERR_TAKEOVER_LIMIT, as an event.
    */
   readonly pinnedCount: number;
+  /**
+   * Datagrams that wait for one older process which does not read what is
+   * forwarded to it; more are dropped: ERR_TAKEOVER_LIMIT, as an event.
+   */
+  readonly forwardSize: number;
 }
 
 /** What applies when the application sets nothing. */
@@ -91,6 +96,7 @@ export const defaultLimits: Limits = {
   pendingCount: 64,
   spareCount: 32,
   pinnedCount: 4_096,
+  forwardSize: 1024 * 1024,
 };
 
 /** The limits at which 0 means at once, or none. */

@@ -139,11 +139,11 @@ export class EndpointFlows implements Flows {
     return this.#owner.runtime.abi.platform === "linux" && (tag ?? peers) !== undefined;
   }
 
-  /** Whether flows are left to this process beside its successor. */
+  /** Whether flows are left to this process beside its successor, or something that it has read for older ones. */
   get isServing(): boolean {
     const { strategy } = this;
     const mayForward = strategy !== "connected" || this.#options.route !== undefined;
-    return mayForward && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0;
+    return mayForward && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0 || this.#links.isSending;
   }
 
   /**
@@ -184,13 +184,23 @@ export class EndpointFlows implements Flows {
   }
 
   offer(): OfferedFlows[] {
-    const offered = this.#links.offer().map(({ generation, channel, format }) => {
-      return this.#offered("flows", { generation, strategy: this.strategy, format }, channel);
-    });
-    const members = this.kernel?.travel() ?? [];
-    return [...offered, ...members.map(({ generation, channel, slot }) => {
-      return this.#offered("member", { generation, slot: slot! }, channel);
-    })];
+    const links = this.#links.offer();
+    const channels = links.map(({ channel }) => channel);
+    try {
+      const members = this.kernel?.travel() ?? [];
+      channels.push(...members.map(({ channel }) => channel));
+      return [
+        ...links.map(({ generation, channel, format }) => {
+          return this.#offered("flows", { generation, strategy: this.strategy, format }, channel);
+        }),
+        ...members.map(({ generation, channel, slot }) => {
+          return this.#offered("member", { generation, slot: slot! }, channel);
+        }),
+      ];
+    } catch (error) {
+      disposeAll(channels);
+      throw error;
+    }
   }
 
   lease(): void {
@@ -218,6 +228,12 @@ export class EndpointFlows implements Flows {
     this.pause();
     this.#links.end();
     this.kernel?.end();
+  }
+
+  /** The time to drain is up. */
+  finish(): void {
+    this.end();
+    this.#links.giveUp();
   }
 
   /** Resolves when no flow is left to this process. */

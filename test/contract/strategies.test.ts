@@ -8,19 +8,15 @@ import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { sendMessage } from "../../src/channels/message.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
-import { FlowLinks } from "../../src/handover/flow_links.ts";
-import type { FlowHost } from "../../src/handover/kernel_flows.ts";
 import type { Succession } from "../../src/handover/successor.ts";
-import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
-import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
-import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
-import { ForwardLink } from "../../src/steering/forward_link.ts";
+import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { integerOption, localAddress } from "../../src/sockets/socket.ts";
+import { mvfstFormat } from "../../src/steering/forward_frames.ts";
 import { openMember } from "../../src/steering/reuseport.ts";
 import { nodeDatagram } from "./ends.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
-import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
+import { datagramsAt, linkOver, openClient, sendTo } from "./steering_ends.ts";
 import { runtime, takeoverError, test, until } from "./support.ts";
 
 const tag = { offset: 0, size: 1 } as const;
@@ -140,13 +136,13 @@ test("Takeover reads mvfst's format when it has said so", () =>
     const succession = await succeed(path);
     const { channel, format } = linkOf(succession);
     assert.equal(format, "mvfst");
-    const link = new ForwardLink(runtime, channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    const link = linkOver(channel, { format: mvfstFormat(runtime.abi, () => 0n) });
     await succession.ready([]);
     succession.abort(new Error("enough"));
     const second = await succeed(path);
     link.close();
     using socket = claim(second);
-    using other = new ForwardLink(runtime, linkOf(second).channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    using other = linkOver(linkOf(second).channel, { format: mvfstFormat(runtime.abi, () => 0n) });
     await second.ready(["game"]);
     for (const byte of [1, 2, 3]) other.forward(Uint8Array.of(byte), peer);
     await until(() => served.length === 3, "the datagrams");
@@ -154,48 +150,6 @@ test("Takeover reads mvfst's format when it has said so", () =>
     assert.ok(socket.number >= 0);
     second.abort(new Error("enough"));
   }));
-
-/** Links to older processes, each with a format, and the ends of those. */
-function linksTo(...formats: string[]): { links: FlowLinks; ends: OwnedDescriptor[]; failures: { code: string }[] } {
-  const failures: { code: string }[] = [];
-  const host: FlowHost = {
-    ...{ runtime, limits: defaultLimits, name: "game", generation: 9, options: { route, datagram }, datagram },
-    failed: (error) => failures.push(error as { code: string }),
-    isThere: () => true,
-    changed() {},
-  };
-  const links = new FlowLinks(host);
-  const pairs = formats.map(() => openPair(runtime, "seqpacket"));
-  links.add(formats.map((format, index) => ({ generation: index + 1, channel: pairs[index]![0], format })), () => {});
-  return { links, ends: pairs.map(([, end]) => end), failures };
-}
-
-test("FlowLinks write to each older process in its own format, and to none in one that they do not know", async () => {
-  const { links, ends, failures } = linksTo("own", "mvfst", "unheard of");
-  assert.deepEqual(failures.map(({ code }) => code), ["ERR_TAKEOVER_UNSUPPORTED"]);
-  assert.deepEqual([1, 2, 3].map((generation) => links.take(Uint8Array.of(generation, 42), peer)), [true, true, false]);
-  const packets: number[][] = [[], []];
-  await until(() => {
-    for (const index of [0, 1]) packets[index]!.push(...datagramsAt(ends[index]!).flat());
-    return packets.every((packet) => packet.length > 0);
-  }, "both packets");
-  const [own, mvfst] = packets.map((packet) => Uint8Array.from(packet));
-  assert.deepEqual(ownFormat.decode(own!), [{ bytes: Uint8Array.of(1, 42), peer }]);
-  assert.deepEqual(mvfstFormat(runtime.abi, () => 0n).decode(mvfst!), [{ bytes: Uint8Array.of(2, 42), peer }]);
-  assert.equal(links.isThere(3), true);
-  links.endUnknown();
-  assert.deepEqual([1, 2, 3].map((generation) => links.isThere(generation)), [true, true, false]);
-  links.close();
-  disposeAll(ends);
-});
-
-test("FlowLinks pass the formats on with the links", () => {
-  const { links, ends } = linksTo("own", "mvfst");
-  const offered = links.offer();
-  assert.deepEqual(offered.map(({ generation, format }) => [generation, format]), [[9, "own"], [2, "mvfst"], [1, "own"]]);
-  disposeAll([...offered.map(({ channel }) => channel), ...ends]);
-  links.close();
-});
 
 /** What a successor that is not right does to the incumbent's end: it alone ends, and everything else goes on. */
 async function endsAlone(
