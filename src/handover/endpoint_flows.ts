@@ -11,6 +11,7 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { leaveToNobodyElse } from "../sockets/datagram.ts";
 import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { checkPeer, namedPeer } from "../sockets/peers.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
 import type { Unopened } from "./binding.ts";
 import { ConnectedFlows } from "./connected.ts";
@@ -28,9 +29,9 @@ export interface Flows {
    * Forwards a datagram when it belongs to an older process.
    *
    * @param bytes Copied.
-   * @param peer Who sent it.
+   * @param peer Who sent it; one of a link-local IPv6 address with its zone, `fe80::1%eth0`, as runtimes name it.
    * @returns Whether it did; false for one that is this process's to serve.
-   * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a sender without a numeric address and a port.
+   * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a sender without a family, an address and a port.
    */
   take(bytes: Uint8Array, peer: InetAddress): boolean;
   /**
@@ -180,6 +181,8 @@ export class EndpointFlows implements Flows {
   }
 
   take(bytes: Uint8Array, peer: InetAddress): boolean {
+    // At once, and not only when there are older processes.
+    checkPeer(peer);
     return this.#links.take(bytes, peer);
   }
 
@@ -256,7 +259,7 @@ export class EndpointFlows implements Flows {
   /** A datagram that the application fails at is the end of nothing else. */
   #serve(bytes: Uint8Array, peer: InetAddress): void {
     try {
-      this.#options.datagram(bytes, peer);
+      this.#options.datagram(bytes, namedPeer(this.#owner.runtime, this.#endpoint?.descriptor ?? -1, peer));
     } catch (error) {
       this.#owner.failed(error);
     }

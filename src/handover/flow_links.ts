@@ -61,7 +61,13 @@ export class FlowLinks {
 
   /** Forwards a datagram when it belongs to an older process; false for one that is this process's. */
   take(bytes: Uint8Array, peer: InetAddress): boolean {
-    return this.#forwarder.take(bytes, peer);
+    try {
+      return this.#forwarder.take(bytes, peer);
+    } catch (error) {
+      // The application's route has failed, or the sender's interface has gone: that is the end of nothing else.
+      this.#host.failed(error);
+      return false;
+    }
   }
 
   /**

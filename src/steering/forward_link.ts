@@ -13,6 +13,7 @@ import { Pace } from "../channels/turns.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { peerOf } from "../sockets/peers.ts";
 import { checkPacketSocket, nextAt, receivePacket } from "./forward_channel.ts";
 import { type ForwardedDatagram, type ForwardFormat, ownFormat } from "./forward_frames.ts";
 import { type Packet, PacketQueue } from "./packet_queue.ts";
@@ -85,7 +86,7 @@ export class ForwardLink implements Disposable {
    */
   forward(bytes: Uint8Array, peer: InetAddress): void {
     if (!this.isOpen) throw ended();
-    const frame = this.#format.encode({ bytes, peer });
+    const frame = this.#format.encode({ bytes, peer: peerOf(this.#runtime, this.#channel.number, peer) });
     if (!this.#format.isBatched) return this.#queue.push({ bytes: frame, datagramCount: 1 });
     if (this.#framesSize + frame.length > packetSize) this.#flush();
     if (this.#frames.push(frame) === 1) setImmediate(() => this.#flush());

@@ -69,6 +69,22 @@ test("FlowLinks write to each older process in its own format, and to none in on
   disposeAll(ends);
 });
 
+test("FlowLinks.take leaves to this process what it cannot forward, and says why", () => {
+  let fail: () => number = () => assert.fail("no idea");
+  const { links, ends, failures } = linksTo(["own"], { options: { route: () => fail(), datagram } });
+  const take = (from: InetAddress) => links.take(Uint8Array.of(1), from);
+  assert.equal(take(peer), false);
+  fail = () => 1;
+  assert.equal(take({ family: "inet6", hostname: "fe80::1%nowhere", port: 7 }), false);
+  assert.equal(take({ ...peer, hostname: "localhost" }), false);
+  assert.deepEqual(failures.map(({ code }) => code), ["ERR_ASSERTION", "ERR_TAKEOVER_ADDRESS", "ERR_TAKEOVER_ADDRESS"]);
+  assert.equal(take({ ...peer, port: 0 }), false, "nobody can answer");
+  assert.equal(take(peer), true);
+  assert.equal(failures.length, 3);
+  links.close();
+  disposeAll(ends);
+});
+
 test("FlowLinks pass the formats on with the links", () => {
   const { links, ends } = linksTo(["own", "mvfst"]);
   const offered = links.offer();
