@@ -142,9 +142,12 @@ export class EndpointFlows implements Flows {
 
   /** Whether flows are left to this process beside its successor, or something that it has read for older ones. */
   get isServing(): boolean {
-    const { strategy } = this;
-    const mayForward = strategy !== "connected" || this.#options.route !== undefined;
-    return mayForward && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0 || this.#links.isSending;
+    return this.#isForwardedTo && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0 || this.#links.isSending;
+  }
+
+  /** Where the kernel knows the peers, only those flows are forwarded that it could not be told of. */
+  get #isForwardedTo(): boolean {
+    return !(this.kernel instanceof ConnectedFlows) || this.#options.route !== undefined && this.kernel.hasLeft;
   }
 
   /**
