@@ -1,8 +1,8 @@
 /**
- * Every wait, size and count of a hand-over has a limit: its name, what it
- * bounds, its default. Going over one is an error: `ERR_TAKEOVER_TIMEOUT` for
- * a time, `ERR_TAKEOVER_LIMIT` for a size or count, unless a line says
- * otherwise.
+ * Every wait, size and count of a hand-over has a limit. Those that an
+ * application can set: the name, what it bounds, the default. Going over one
+ * is an error: `ERR_TAKEOVER_TIMEOUT` for a time, `ERR_TAKEOVER_LIMIT` for a
+ * size or count, unless a line says otherwise.
  *
  * @module
  */

@@ -13,6 +13,7 @@ import { leaveToNobodyElse } from "../sockets/datagram.ts";
 import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { checkPeer, namedPeer } from "../sockets/peers.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
+import { checkForwarding } from "../steering/forward_channel.ts";
 import type { Unopened } from "./binding.ts";
 import { ConnectedFlows } from "./connected.ts";
 import { FlowLinks, type OlderFlows } from "./flow_links.ts";
@@ -155,13 +156,15 @@ export class EndpointFlows implements Flows {
    *
    * @param inherited The incumbent's; null when it has no flows of the endpoint, or there is none.
    * @param isShared Whether the application itself lets others bind the address.
-   * @throws {TakeoverError} As `chooseStrategy` and `inheritedStrategy`.
+   * @throws {TakeoverError} As `chooseStrategy` and `inheritedStrategy`; `ERR_TAKEOVER_UNSUPPORTED` when only forwarding
+   *   is left, and the platform has no sockets for it.
    */
   choose(socket: Unopened, origin: SocketOrigin, inherited: string | null, isShared: boolean): void {
     const { runtime } = this.#owner;
     this.#chosen = inherited === null
       ? chooseStrategy(runtime, socket, origin, this.#options, isShared)
       : inheritedStrategy(runtime, this.#name, inherited, this.#options);
+    if (this.strategy === "forwarded") checkForwarding(runtime);
     const isForNothing = this.needsGroup && this.strategy === "forwarded" && origin === "new" && !isShared;
     if (isForNothing) leaveToNobodyElse(runtime, socket.descriptor.number);
   }

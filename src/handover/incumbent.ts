@@ -169,9 +169,10 @@ export class Incumbent {
       await Promise.race([this.#host.atRest(), conversation.failed]);
       if (hello.datagrams) flows = await this.#host.flows();
       if (this.#closed) return;
-      session.isOffered = true;
       // Servers may have been opened and closed meanwhile.
       const endpoints = this.#endpointsFor(hello);
+      this.#checkRoom(hello, endpoints.length + flows.length);
+      session.isOffered = true;
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
@@ -198,7 +199,7 @@ export class Incumbent {
 
   /** Refuses what cannot become a hand-over, before anything is sent. */
   #agree(hello: Hello, endpoints: readonly OfferedSocket[]): number {
-    const { limits, instance } = this.#host;
+    const { instance } = this.#host;
     const version = commonVersion(hello.versions);
     if (version === null) {
       throw new TakeoverError(
@@ -219,15 +220,18 @@ export class Incumbent {
       );
     }
     checkNames(hello.require, endpoints, "requires");
-    const needed = endpoints.length + limits.spareCount;
-    if (hello.room < needed) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_NO_ROOM",
-        `Cannot hand over ${endpoints.length} descriptors: the successor has room for ${hello.room}, expected ` +
-          `${limits.spareCount} more (limit spareCount); raise its limit of open files (ulimit -n)`,
-      );
-    }
+    this.#checkRoom(hello, endpoints.length);
     return version;
+  }
+
+  #checkRoom({ room }: Hello, count: number): void {
+    const { spareCount } = this.#host.limits;
+    if (room >= count + spareCount) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_NO_ROOM",
+      `Cannot hand over ${count} descriptors: the successor has room for ${room}, expected ` +
+        `${spareCount} more (limit spareCount); raise its limit of open files (ulimit -n)`,
+    );
   }
 
   /** Gives the second connection, over which everything has gone that was offered. */

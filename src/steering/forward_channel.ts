@@ -42,6 +42,19 @@ export function receivePacket(runtime: Runtime, descriptor: number): Bytes | num
 }
 
 /**
+ * Checks that there are such sockets.
+ *
+ * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED`.
+ */
+export function checkForwarding({ abi }: Runtime): void {
+  if (abi.platform === "linux") return;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_UNSUPPORTED",
+    `Cannot forward datagrams on ${abi.platform}: expected Linux, whose Unix sockets carry packets`,
+  );
+}
+
+/**
  * Checks that a descriptor is such a socket.
  *
  * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR`.

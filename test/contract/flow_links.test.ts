@@ -6,7 +6,6 @@
 import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
-import { receivePacket } from "../../src/steering/forward_channel.ts";
 import { EndpointFlows } from "../../src/handover/endpoint_flows.ts";
 import { FlowLinks } from "../../src/handover/flow_links.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
@@ -14,11 +13,14 @@ import { ProcessFlows } from "../../src/handover/flows.ts";
 import type { FlowHost, KernelFlows } from "../../src/handover/kernel_flows.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Endpoint } from "../../src/natives/endpoint.ts";
-import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { openPair } from "../../src/sockets/socket.ts";
+import type { Runtime } from "../../src/runtime.ts";
+import { disposeAll, openDescriptors, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { identify, openPair } from "../../src/sockets/socket.ts";
+import { receivePacket } from "../../src/steering/forward_channel.ts";
 import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
-import { changed } from "./flow_scene.ts";
-import { patienceMs, runtime, sleep, test, until } from "./support.ts";
+import { changed, flowScene, succeed } from "./flow_scene.ts";
+import { openClient } from "./steering_ends.ts";
+import { patienceMs, runtime, sleep, takeoverError, test, until } from "./support.ts";
 
 const route = (bytes: Uint8Array) => bytes[0]!;
 const datagram = () => {};
@@ -34,8 +36,15 @@ function packetsAt({ number }: OwnedDescriptor): Uint8Array<ArrayBuffer>[] {
   }
 }
 
-/** Links to older processes, each with a format, and the ends of those. */
-function linksTo(formats: readonly string[], differing: Partial<FlowHost> = {}): { links: FlowLinks; ends: OwnedDescriptor[]; failures: { code: string }[] } {
+/** Links to older processes, the ends of those, and what they have told. */
+interface Linked {
+  readonly links: FlowLinks;
+  readonly ends: readonly OwnedDescriptor[];
+  readonly failures: readonly { readonly code: string }[];
+}
+
+/** Each older process reads a format. */
+function linksTo(formats: readonly string[], differing: Partial<FlowHost> = {}): Linked {
   const failures: { code: string }[] = [];
   const host: FlowHost = {
     ...{ runtime, limits: defaultLimits, name: "game", generation: 9, options: { route, datagram }, datagram },
@@ -104,7 +113,8 @@ test("FlowLinks and EndpointFlows close what they have copied when there is no d
   copyCount = 1;
   assert.throws(() => links.offer(), { code: "EMFILE" });
   links.close();
-  const flows = new EndpointFlows({ runtime: crowded, limits: defaultLimits, generation: 1, failed() {} }, "game", { route, datagram });
+  const owner = { runtime: crowded, limits: defaultLimits, generation: 1, failed() {} };
+  const flows = new EndpointFlows(owner, "game", { route, datagram });
   let askedCount = 0;
   flows.kernel = { travel: () => (askedCount++, assert.fail("no descriptor")) } as unknown as KernelFlows;
   assert.throws(() => flows.offer(), /no descriptor/);
@@ -115,8 +125,15 @@ test("FlowLinks and EndpointFlows close what they have copied when there is no d
   disposeAll(ends);
 });
 
-/** A process that is released while an older one does not read what it was forwarded. */
-function releasedWhileFull(): { flows: ProcessFlows; end: OwnedDescriptor; served: number[]; failures: { code: string; message: string }[] } {
+/** A process that is released while an older one does not read, that one's end, and what has become of the rest. */
+interface Released {
+  readonly flows: ProcessFlows;
+  readonly end: OwnedDescriptor;
+  readonly served: readonly number[];
+  readonly failures: readonly { readonly code: string; readonly message: string }[];
+}
+
+function releasedWhileFull(): Released {
   const [near, end] = openPair(runtime, "seqpacket");
   const served: number[] = [];
   const failures: { code: string; message: string }[] = [];
@@ -124,7 +141,8 @@ function releasedWhileFull(): { flows: ProcessFlows; end: OwnedDescriptor; serve
   const flows = new ProcessFlows({ runtime, limits: defaultLimits, generation: 2, failed });
   const options: FlowOptions = { route, datagram: (bytes) => served.push(bytes[0]!) };
   const own = flows.begin("game", options);
-  flows.opened({ name: "game" } as Endpoint, own, { older: [{ generation: 1, channel: near, format: "own" }], members: [] });
+  const older = [{ generation: 1, channel: near, format: "own" }];
+  flows.opened({ name: "game" } as Endpoint, own, { older, members: [] });
   for (let count = 0; count < manyCount; count++) assert.equal(own.take(new Uint8Array(2_000).fill(1), peer), true);
   flows.released();
   return { flows, end, served, failures };
@@ -154,7 +172,8 @@ test("ProcessFlows.ended gives up what older processes do not read, and says how
   await flows.ended(10);
   const count = packetsAt(end).flatMap((packet) => ownFormat.decode(packet)).length;
   assert.deepEqual([served, failures.map(({ code }) => code)], [[], ["ERR_TAKEOVER_LIMIT"]]);
-  assert.match(failures[0]!.message, new RegExp(`^Cannot forward ${manyCount - count} datagrams of "game" to generation 1`));
+  const expected = `Cannot forward ${manyCount - count} datagrams of "game" to generation 1`;
+  assert.ok(failures[0]!.message.startsWith(expected), failures[0]!.message);
   end[Symbol.dispose]();
 });
 
@@ -164,4 +183,42 @@ test("ProcessFlows serve what waits for an older process once that has ended", a
   await flows.ended(patienceMs);
   assert.ok(served.length > 0 && served.length < manyCount, `${served.length} were served`);
   assert.deepEqual(failures, []);
+});
+
+let room = Infinity;
+/** A process that may open so many more descriptors. */
+const narrow = changed("getrlimit", (_resource, limit) => {
+  if (room === Infinity) return null;
+  new DataView(limit!.buffer).setBigUint64(0, BigInt(openDescriptors(runtime).length + room), true);
+  return 0;
+});
+await openReadiness(narrow);
+
+test("Takeover refuses a successor that has room for its sockets, but not for what belongs to their flows", async () => {
+  // The control socket, its own, and the link; where the kernel steers also both members of the group.
+  for (const [flows, count] of [[{ route }, 3], [{ tag: { offset: 0, size: 1 } as const }, 5]] as const) {
+    await flowScene(flows, async ({ path, abandoned }) => {
+      room = count + defaultLimits.spareCount - 1;
+      await assert.rejects(succeed(path, narrow), {
+        ...takeoverError("ERR_TAKEOVER_NO_ROOM"),
+        message: new RegExp(`^Cannot hand over ${count} descriptors: the successor has room for ${room}, expected`),
+      });
+      await until(() => abandoned.length === 1, "the incumbent to say so");
+      room++;
+      const succession = await succeed(path, narrow);
+      room = Infinity;
+      succession.abort(new Error("enough"));
+    });
+  }
+});
+
+test("EndpointFlows.choose throws ERR_TAKEOVER_UNSUPPORTED where no sockets carry packets", () => {
+  const elsewhere: Runtime = { ...runtime, abi: { ...runtime.abi, platform: "darwin" } };
+  using socket = openClient();
+  const unopened = { descriptor: socket, identity: identify(runtime, socket.number)! };
+  for (const inherited of [null, "forwarded"]) {
+    const owner = { runtime: elsewhere, limits: defaultLimits, generation: 1, failed() {} };
+    const flows = new EndpointFlows(owner, "game", { route, datagram });
+    assert.throws(() => flows.choose(unopened, "new", inherited, false), takeoverError("ERR_TAKEOVER_UNSUPPORTED"));
+  }
 });

@@ -30,7 +30,11 @@ interface Linked extends Disposable {
   readonly ends: unknown[];
 }
 
-function linked(linkOptions: Partial<ForwardLinkOptions> = {}, options: Partial<ForwardedOptions> = {}, seen = runtime): Linked {
+function linked(
+  linkOptions: Partial<ForwardLinkOptions> = {},
+  options: Partial<ForwardedOptions> = {},
+  seen = runtime,
+): Linked {
   const [near, far] = openPair(runtime, "seqpacket");
   const found: ForwardedDatagram[] = [];
   const ends: unknown[] = [];
