@@ -1,8 +1,8 @@
 /**
  * Datagrams on their way to an older process, over a Unix socket of packets.
  *
- * Nothing is lost in silence: what finds no room is counted and told of, and
- * what was not on its way yet when the older process ends comes back.
+ * Nothing is lost in silence: what finds no room is told of, and what was not
+ * on its way yet when the older process ends comes back.
  *
  * @module
  */

@@ -11,7 +11,7 @@
  *    └──────────────────────── its own copy of the UDP socket ─────────┘
  * ```
  *
- * Nothing is lost in silence: what finds no room is counted, and what was not
+ * Nothing is lost in silence: what finds no room is told of, and what was not
  * on its way yet when an older process ends comes back.
  *
  * @module
