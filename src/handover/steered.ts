@@ -22,14 +22,15 @@
  * @module
  */
 
+import { pause, waitReadable } from "../channels/readiness.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { receiveBufferOf, setReceiveBuffer } from "../sockets/datagram.ts";
 import { copyOptions } from "../sockets/datagram_options.ts";
-import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/socket.ts";
-import { drainDatagrams } from "../steering/draining.ts";
+import { drainDatagrams, type TakeDatagram } from "../steering/draining.ts";
 import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
 import { openGroup, ReuseportGroup } from "../steering/reuseport.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
@@ -42,8 +43,8 @@ interface Member {
   readonly socket: OwnedDescriptor | null;
 }
 
-/** How long a packet may take from the program's answer to the socket. */
-const lateMs = 50;
+/** How soon a socket is looked at again in which there was nothing, though it was told of. */
+const falseAlarmMs = 50;
 
 /** How long a slot's probe may take; it is sent on this machine. That of a stranger's slot takes as long. */
 const probeMs = 50;
@@ -66,8 +67,10 @@ export class SteeredFlows implements KernelFlows {
   readonly #own: Endpoint;
   readonly #members: Member[];
   readonly #group: ReuseportGroup;
-  /** Whether this process reads what has no tag of an older one. */
-  #isNewest = false;
+  /** While this process reads what has no tag of an older one. */
+  #newest: AbortController | null = null;
+  /** Sockets that are waited for meanwhile. */
+  readonly #watched = new Set<OwnedDescriptor>();
   /** The cookies by their slots, as a successor has been told. */
   #told = "";
 
@@ -103,27 +106,22 @@ export class SteeredFlows implements KernelFlows {
   /**
    * This process is the newest, or an older one has ended, or a successor was
    * lost: it reads what has no tag of an older process that is there, and serves
-   * what has come to sockets that nobody reads.
+   * what comes to sockets that nobody reads.
    */
   serve(): void {
-    this.#isNewest = true;
+    this.#newest ??= new AbortController();
     this.#steerTo(this.#own.identity.cookie);
-    if (this.#orphans().length === 0) return;
-    this.#drainOrphans();
-    setTimeout(() => this.#drainOrphans(), lateMs);
+    for (const orphan of this.#orphans()) {
+      this.#drain(orphan);
+      void this.#watch(orphan, this.#newest.signal);
+    }
   }
 
   /** The socket that a successor is to have: one that nobody reads, or a new one, which gets nothing yet. */
   spare(): { readonly descriptor: number; readonly identity: SocketIdentity } {
     const { runtime } = this.#host;
     let [spare] = this.#orphans();
-    if (!spare) {
-      const socket = this.#group.open();
-      setReceiveBuffer(runtime, socket.number, receiveBufferOf(runtime, this.#own.descriptor));
-      copyOptions(runtime, this.#own.identity.family, this.#own.descriptor, socket.number);
-      spare = { generation: 0, cookie: cookieOf(runtime, socket.number), socket };
-      this.#members.push(spare);
-    }
+    if (!spare) this.#members.push(spare = this.#open());
     spare.generation = 0;
     const { number: descriptor } = spare.socket!;
     return { descriptor, identity: identify(runtime, descriptor)! };
@@ -149,7 +147,7 @@ export class SteeredFlows implements KernelFlows {
     try {
       await this.#group.refresh(probeMs);
     } finally {
-      if (this.#isNewest) this.serve();
+      if (this.#newest) this.serve();
     }
   }
 
@@ -168,12 +166,12 @@ export class SteeredFlows implements KernelFlows {
   lease(): void {
     const spare = this.#members.find(({ generation }) => generation === 0);
     if (!spare) return;
-    this.#isNewest = false;
+    this.#leave();
     this.#steerTo(spare.cookie);
   }
 
   olderEnded(): void {
-    if (this.#isNewest) this.serve();
+    if (this.#newest) this.serve();
   }
 
   resume(): void {
@@ -189,8 +187,15 @@ export class SteeredFlows implements KernelFlows {
 
   /** The copies are the newest process's from here on. */
   release(): void {
-    this.#isNewest = false;
+    this.#leave();
     for (const { socket } of this.#members) socket?.[Symbol.dispose]();
+  }
+
+  /** Another process is the newest, which reads what nobody else does. */
+  #leave(): void {
+    this.#newest?.abort();
+    this.#newest = null;
+    this.#watched.clear();
   }
 
   #steerTo(newest: string): void {
@@ -206,6 +211,19 @@ export class SteeredFlows implements KernelFlows {
     });
   }
 
+  /** A socket as this process's own, of which nobody has heard yet. */
+  #open(): Member {
+    const { runtime } = this.#host;
+    const { descriptor: own, identity } = this.#own;
+    return owning(this.#group.open(), (socket) => {
+      const { number } = socket;
+      setReceiveBuffer(runtime, number, receiveBufferOf(runtime, own));
+      copyOptions(runtime, identity.family, own, number);
+      const cookie = cookieOf(runtime, number);
+      return { generation: 0, cookie, socket: new OwnedDescriptor(runtime, socket.take()) };
+    });
+  }
+
   #numberOf({ socket }: Member): number {
     return socket?.number ?? this.#own.descriptor;
   }
@@ -218,14 +236,33 @@ export class SteeredFlows implements KernelFlows {
     });
   }
 
-  #drainOrphans(): void {
-    for (const { socket } of this.#orphans()) this.#drain(socket!);
+  /** Serves what comes to a socket that nobody reads, for as long as nobody does. */
+  async #watch(orphan: Member, signal: AbortSignal): Promise<void> {
+    const socket = orphan.socket!;
+    if (this.#watched.has(socket)) return;
+    this.#watched.add(socket);
+    try {
+      for (;;) {
+        await waitReadable(this.#host.runtime, socket.number, { keepAlive: false, signal });
+        // A successor that was lost while it was stopped has gone on, and has the group steered to itself.
+        if (orphan.generation === 0) this.#steerTo(this.#own.identity.cookie);
+        if (!this.#drain(orphan)) await pause(falseAlarmMs, { signal });
+      }
+    } catch {
+      // Somebody reads it from here on, or it was closed.
+    }
   }
 
-  /** The application may have ended everything in its callback. */
-  #drain({ number }: OwnedDescriptor): void {
+  /** Whether there was something. The application may have ended everything in its callback. */
+  #drain({ socket }: Member): boolean {
     const { runtime, datagram } = this.#host;
-    drainDatagrams(runtime, number, datagram, () => this.#isNewest);
+    let count = 0;
+    const take: TakeDatagram = (bytes, peer) => {
+      count++;
+      datagram(bytes, peer);
+    };
+    drainDatagrams(runtime, socket!.number, take, () => this.#newest !== null);
+    return count > 0;
   }
 
   /** The places of our own sockets. */

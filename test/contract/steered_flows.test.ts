@@ -10,9 +10,12 @@ import { SteeredFlows } from "../../src/handover/steered.ts";
 import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Endpoint } from "../../src/natives/endpoint.ts";
-import type { Runtime } from "../../src/runtime.ts";
+import type { ControlStream, Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf, duplicate, identify } from "../../src/sockets/socket.ts";
+import { attachToGroup } from "../../src/steering/attach.ts";
+import { assemble } from "../../src/steering/bpf.ts";
+import { everythingTo } from "../../src/steering/programs.ts";
 import { openMember, ReuseportGroup } from "../../src/steering/reuseport.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
 import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
@@ -256,3 +259,79 @@ test("Takeover steers QUIC connection ids with short and long headers, and new c
     assert.deepEqual([read, bytesAt(socket)], [[0x41, 0xc2], [0x43, 0xc4, 0xc5, 0x46, 0xc7]]);
     succession.abort(new Error("enough"));
   }));
+
+/** Hears that the incumbent accepts again. */
+const resumed = ({ takeover }: FlowScene) => new Promise((resolve) => takeover.on("resumed", resolve));
+
+test("Takeover has the group steered to itself again when a successor that it has lost takes it late", () =>
+  flowScene({ tag }, async (scene) => {
+    const { path, to, read, served } = scene;
+    const succession = await succeed(path);
+    assert.deepEqual(membersOf(succession), [[1, 0], [0, 1]]);
+    using socket = claim(succession);
+    await succession.ready(["game"]);
+    const isResumed = resumed(scene);
+    succession.abort(new Error("silent"));
+    await isResumed;
+    using client = openClient();
+    for (const count of [1, 2]) {
+      attachToGroup(runtime, socket.number, assemble(everythingTo(1)));
+      sendTo(client, to, 0);
+      await until(() => served.length === count, "what has come to the socket of the lost one");
+      sendTo(client, to, 0);
+      await until(() => read.length === count, "what comes afterwards");
+    }
+  }));
+
+/** A runtime whose control stream hears nothing after the first chunk until it is let go, and then everything at once. */
+function stoppable(): { readonly seen: Runtime; stop(): void; heard(): string; goOn(): void } {
+  let held: Uint8Array[] | null = null;
+  let close = (): void => {};
+  let isClosed = false;
+  let hear = (_: Uint8Array): void => {};
+  const adoptStream = (number: number): ControlStream => {
+    const stream = runtime.adoptStream(number);
+    const start: ControlStream["start"] = (handlers) => {
+      const { data } = handlers;
+      [hear, close] = [data, () => handlers.close()];
+      stream.start({
+        data: (bytes) => held ? void held.push(bytes.slice()) : data(bytes),
+        close: () => held ? void (isClosed = true) : close(),
+      });
+    };
+    return new Proxy(stream, {
+      get(target, name) {
+        if (name === "start") return start;
+        const found = Reflect.get(target, name, target) as unknown;
+        return typeof found === "function" ? found.bind(target) : found;
+      },
+    });
+  };
+  return {
+    seen: { ...runtime, adoptStream },
+    stop: () => held = [],
+    heard: () => held!.map((bytes) => new TextDecoder().decode(bytes)).join(""),
+    goOn() {
+      const all = held!.flatMap((bytes) => [...bytes]);
+      held = null;
+      hear(Uint8Array.from(all));
+      if (isClosed) close();
+    },
+  };
+}
+
+test("Succession.ready rejects when the lease has been taken back before it was heard of", () =>
+  flowScene({ tag }, async (scene) => {
+    const { seen, stop, heard, goOn } = stoppable();
+    using succession = await succeed(scene.path, seen);
+    membersOf(succession);
+    using _socket = claim(succession);
+    const isResumed = resumed(scene);
+    stop();
+    const ready = succession.ready(["game"]);
+    const failure = assert.rejects(ready, takeoverError("ERR_TAKEOVER_REVOKED"));
+    await isResumed;
+    await until(() => heard().includes('"refuse"'), "the lease, and its end");
+    goOn();
+    await failure;
+  }, { limits: { silenceMs: 50 } }));
