@@ -141,8 +141,7 @@ export class EndpointFlows implements Flows {
 
   /** Whether flows are left to this process beside its successor. */
   get isServing(): boolean {
-    const { strategy } = this;
-    const mayForward = strategy !== "connected" || this.#options.route !== undefined;
+    const mayForward = this.kernel?.keepsSocket !== false || this.#options.route !== undefined;
     return mayForward && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0;
   }
 

@@ -13,7 +13,11 @@
  * the kernel's order stays as it is, and what has come to a process that ended
  * is served by the newest. The successor's socket is the incumbent's to open,
  * before there is a successor: one that is killed in the lease takes nothing
- * with it. The socket of a generation that has ended is the next one's.
+ * with it. The socket of a generation that has ended is the next one's. What
+ * comes to a socket that nobody reads, the newest process serves.
+ *
+ * A process that may not bind the address, because its user has changed, opens
+ * none: its successor gets its own socket, and with it its flows.
  *
  * Another program of this user can join the group, and leave it: then the
  * kernel moves its last member. So the order is looked at before a successor is
@@ -23,16 +27,18 @@
  */
 
 import { pause, waitReadable } from "../channels/readiness.ts";
-import { TakeoverError } from "../errors.ts";
+import { isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { receiveBufferOf, setReceiveBuffer } from "../sockets/datagram.ts";
-import { copyOptions } from "../sockets/datagram_options.ts";
+import { copyOptions, hearOwnGroups } from "../sockets/datagram_options.ts";
 import { disposeAll, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
-import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/socket.ts";
+import { cookieOf, duplicate, identify, openSocket, setShared, type SocketIdentity } from "../sockets/socket.ts";
+import { attachToGroup } from "../steering/attach.ts";
+import { assemble } from "../steering/bpf.ts";
 import { drainDatagrams, type TakeDatagram } from "../steering/draining.ts";
-import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
-import { openGroup, ReuseportGroup } from "../steering/reuseport.ts";
+import { byEitherTag, everythingTo, type QuicTag, type Tag } from "../steering/programs.ts";
+import { ReuseportGroup } from "../steering/reuseport.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
 /** A socket of the group. */
@@ -58,9 +64,11 @@ const slotCount = 1_024;
 /** As many as the largest program that may come knows. */
 const generationCount = 16;
 
+/** Why a process may not open a socket at an address where there is one: another user has it, or only root may. */
+export const bindRefusals = ["EADDRINUSE", "EACCES", "EPERM", "EADDRNOTAVAIL"] as const;
+
 /** The group, as one process has it. */
 export class SteeredFlows implements KernelFlows {
-  readonly keepsSocket = true;
   /** What is left is read from a native socket. */
   readonly count = 0;
   readonly #host: FlowHost;
@@ -71,6 +79,10 @@ export class SteeredFlows implements KernelFlows {
   #newest: AbortController | null = null;
   /** Sockets that are waited for meanwhile. */
   readonly #watched = new Set<OwnedDescriptor>();
+  /** The socket that a successor is offered; null where it is this process's own. */
+  #offered: Member | null = null;
+  /** Why that is so. */
+  #refusal: SystemError | null = null;
   /** The cookies by their slots, as a successor has been told. */
   #told = "";
 
@@ -103,6 +115,10 @@ export class SteeredFlows implements KernelFlows {
     }
   }
 
+  get keepsSocket(): boolean {
+    return this.#offered !== null;
+  }
+
   /**
    * This process is the newest, or an older one has ended, or a successor was
    * lost: it reads what has no tag of an older process that is there, and serves
@@ -117,14 +133,19 @@ export class SteeredFlows implements KernelFlows {
     }
   }
 
-  /** The socket that a successor is to have: one that nobody reads, or a new one, which gets nothing yet. */
-  spare(): { readonly descriptor: number; readonly identity: SocketIdentity } {
-    const { runtime } = this.#host;
-    let [spare] = this.#orphans();
-    if (!spare) this.#members.push(spare = this.#open());
-    spare.generation = 0;
-    const { number: descriptor } = spare.socket!;
-    return { descriptor, identity: identify(runtime, descriptor)! };
+  /**
+   * The socket that a successor is to have: one that nobody reads, or a new one,
+   * which gets nothing yet. Null for this process's own, where it may not bind
+   * the address any more: its flows are the successor's then.
+   */
+  spare(): { readonly descriptor: number; readonly identity: SocketIdentity } | null {
+    const orphans = this.#orphans();
+    this.#offered = orphans.find((each) => each === this.#offered) ?? orphans[0] ?? this.#open();
+    if (!this.#offered) return null;
+    this.#offered.generation = 0;
+    if (this.#newest) void this.#watch(this.#offered, this.#newest.signal);
+    const { number: descriptor } = this.#offered.socket!;
+    return { descriptor, identity: identify(this.#host.runtime, descriptor)! };
   }
 
   /** Copies of all sockets in the kernel's order, which the caller closes. */
@@ -135,7 +156,7 @@ export class SteeredFlows implements KernelFlows {
     return this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
       .sort((a, b) => a.slot - b.slot)
       .map(({ member, slot }) => ({
-        generation: member.generation,
+        generation: this.#offered || member.socket ? member.generation : 0,
         channel: new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member))),
         slot,
       }));
@@ -164,10 +185,15 @@ export class SteeredFlows implements KernelFlows {
 
   /** A successor reads from here on what this process does not know. */
   lease(): void {
-    const spare = this.#members.find(({ generation }) => generation === 0);
-    if (!spare) return;
-    this.#leave();
-    this.#steerTo(spare.cookie);
+    if (this.#offered) {
+      this.#drain(this.#offered);
+      this.#leave();
+      this.#steerTo(this.#offered.cookie);
+    } else {
+      this.#leave();
+      const { name, options, failed } = this.#host;
+      if (!options.route) failed(notKept(name, this.#refusal!));
+    }
   }
 
   olderEnded(): void {
@@ -211,17 +237,25 @@ export class SteeredFlows implements KernelFlows {
     });
   }
 
-  /** A socket as this process's own, of which nobody has heard yet. */
-  #open(): Member {
+  /** A socket like this process's own; null where that may not be. */
+  #open(): Member | null {
     const { runtime } = this.#host;
     const { descriptor: own, identity } = this.#own;
-    return owning(this.#group.open(), (socket) => {
-      const { number } = socket;
+    const prepare = (number: number): void => {
       setReceiveBuffer(runtime, number, receiveBufferOf(runtime, own));
       copyOptions(runtime, identity.family, own, number);
-      const cookie = cookieOf(runtime, number);
-      return { generation: 0, cookie, socket: new OwnedDescriptor(runtime, socket.take()) };
-    });
+      hearOwnGroups(runtime, number);
+    };
+    try {
+      const socket = this.#group.open({ prepare });
+      const member = { generation: 0, cookie: cookieOf(runtime, socket.number), socket };
+      this.#members.push(member);
+      return member;
+    } catch (error) {
+      if (!isSystemError(error, ...bindRefusals)) throw error;
+      this.#refusal = error;
+      return null;
+    }
   }
 
   #numberOf({ socket }: Member): number {
@@ -290,20 +324,30 @@ export class SteeredFlows implements KernelFlows {
 }
 
 /**
- * Whether the kernel takes the programs that a tag needs, tried on a socket of
- * its own, so that nobody else's is touched.
+ * Whether the kernel takes the programs that a tag needs, tried on a socket that
+ * is bound nowhere, so that nobody's group is touched.
  *
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when it does not, or the platform has none.
  */
 export function trySteering(runtime: Runtime, tag: Tag | QuicTag): void {
-  const { group, sockets } = openGroup(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", 1);
-  try {
-    const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1));
-    const slots = new Map(tags.filter((each) => each > 0).map((each) => [each, 0]));
-    group.steer(() => byEitherTag(tag, { slots, otherwise: 0 }));
-  } finally {
-    disposeAll(sockets);
-  }
+  const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1));
+  const slots = new Map(tags.filter((each) => each > 0).map((each) => [each, 0]));
+  owning(new OwnedDescriptor(runtime, openSocket(runtime, "inet", "dgram")), ({ number }) => {
+    setShared(runtime, number);
+    attachToGroup(runtime, number, assemble(byEitherTag(tag, { slots, otherwise: 0 })));
+  });
+}
+
+/**
+ * Whether this process may open a socket for a successor: opens one, which gets
+ * nothing, and closes it.
+ *
+ * @param group Of the only socket at its address.
+ * @throws {SystemError} One of {@linkcode bindRefusals}.
+ */
+export function tryMember(group: ReuseportGroup): void {
+  group.steer(() => everythingTo(0));
+  group.close(group.open());
 }
 
 /** Where members are, as an incumbent says it; one that does not has them in the kernel's order. */
@@ -314,6 +358,12 @@ function slotsOf(members: readonly TravellingMember[]): number[] {
     "ERR_TAKEOVER_DESCRIPTOR",
     `Cannot take a group with the slots ${slots.slice(0, 20).join(", ")}: expected each once, below ${slotCount}`,
   );
+}
+
+function notKept(name: string, { code, errno, syscall }: SystemError): SystemError {
+  const what = `Cannot keep the flows of ${JSON.stringify(name)} with this process, they are the successor's: ` +
+    "expected to be allowed another socket at its address; keep the first process's user, or add route";
+  return new SystemError(code, errno, syscall, what);
 }
 
 function byPlace(slots: readonly number[], descriptors: readonly number[]): (number | null)[] {

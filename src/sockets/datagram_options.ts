@@ -19,6 +19,9 @@ interface Option {
   readonly factor?: number;
 }
 
+const IP_MULTICAST_ALL = 49;
+const IPV6_MULTICAST_ALL = 29;
+
 const levels = { socket: 1, inet: 0, inet6: 41 } as const;
 
 const socketOptions: readonly Option[] = [
@@ -65,4 +68,11 @@ function copyOne({ libc }: Runtime, { level, name, factor = 1 }: Option, from: n
   const found = length === 1 ? viewOf(value).getUint8(0) : viewOf(value).getInt32(0, true);
   viewOf(value).setInt32(0, Math.floor(found / factor), true);
   libc.setsockopt(to, level, name, value, 4);
+}
+
+/** A wildcard socket hears every multicast group that anybody has joined, unless it is told to hear its own alone. */
+export function hearOwnGroups({ libc }: Runtime, descriptor: number): void {
+  const none = allocate(4);
+  libc.setsockopt(descriptor, levels.inet, IP_MULTICAST_ALL, none, none.length);
+  libc.setsockopt(descriptor, levels.inet6, IPV6_MULTICAST_ALL, none, none.length);
 }

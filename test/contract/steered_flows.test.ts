@@ -6,11 +6,12 @@
 import assert from "node:assert/strict";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import type { FlowHost, TravellingMember } from "../../src/handover/kernel_flows.ts";
-import { SteeredFlows } from "../../src/handover/steered.ts";
+import { SteeredFlows, trySteering } from "../../src/handover/steered.ts";
 import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Endpoint } from "../../src/natives/endpoint.ts";
 import type { ControlStream, Runtime } from "../../src/runtime.ts";
+import { hearOwnGroups } from "../../src/sockets/datagram_options.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf, duplicate, identify } from "../../src/sockets/socket.ts";
 import { attachToGroup } from "../../src/steering/attach.ts";
@@ -335,3 +336,83 @@ test("Succession.ready rejects when the lease has been taken back before it was 
     goOn();
     await failure;
   }, { limits: { silenceMs: 50 } }));
+
+/** Options of ip(7), which take addresses. */
+const IPPROTO_IP = 0;
+const IP_MULTICAST_IF = 32;
+const IP_ADD_MEMBERSHIP = 35;
+const group = "239.255.18.7";
+const bytesOf = (...hostnames: string[]) => Uint8Array.from(hostnames.flatMap((each) => each.split(".").map(Number)));
+
+function setAddresses(socket: OwnedDescriptor, option: number, ...hostnames: string[]): void {
+  const value = bytesOf(...hostnames);
+  assert.equal(runtime.libc.setsockopt(socket.number, IPPROTO_IP, option, value, value.length), 0);
+}
+
+test("Takeover's sockets for successors hear no multicast group that somebody else has joined", () =>
+  flowScene({ tag }, async ({ path, to, read, served }) => {
+    const succession = await succeed(path);
+    membersOf(succession);
+    using socket = claim(succession);
+    await succession.ready(["game"]);
+    using member = openClient();
+    setAddresses(member, IP_ADD_MEMBERSHIP, group, "127.0.0.1");
+    using client = openClient();
+    setAddresses(client, IP_MULTICAST_IF, "127.0.0.1");
+    sendTo(client, { ...to, hostname: group }, 7);
+    // The incumbent's is as the application has left it.
+    await until(() => read.length === 1, "the incumbent to hear it");
+    sendTo(client, { ...to, hostname: "127.0.0.1" }, 0);
+    assert.deepEqual(bytesAt(socket), [0]);
+    succession.abort(new Error("enough"));
+    assert.deepEqual(served, []);
+  }, { hostname: "0.0.0.0" }));
+
+test("Takeover serves at once what comes to a socket that it has opened for a successor, and no program has chosen", () =>
+  flowScene({ tag }, async ({ path, to, served }) => {
+    const succession = await succeed(path);
+    membersOf(succession);
+    using socket = claim(succession);
+    attachToGroup(runtime, socket.number, assemble(everythingTo(1)));
+    using client = openClient();
+    sendTo(client, to, 0);
+    await until(() => served.length === 1, "the datagram");
+    succession.abort(new Error("enough"));
+    succession[Symbol.dispose]();
+  }));
+
+test("SteeredFlows serve what comes to the socket of a generation that has ended, in a multicast group as well", async () => {
+  const first = openMember(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", {});
+  const { address } = new ReuseportGroup(runtime, [first.number]);
+  using own = openMember(runtime, address, "dgram", { prepare: (number) => hearOwnGroups(runtime, number) });
+  setAddresses(first, IP_ADD_MEMBERSHIP, group, "127.0.0.1");
+  const served: number[] = [];
+  const host: FlowHost = {
+    ...{ runtime, limits: defaultLimits, name: "game", generation: 2, options: { tag, datagram() {} } },
+    datagram: ([byte]) => void served.push(byte!),
+    failed: (error) => assert.fail(String(error)),
+    isThere: () => false,
+    changed() {},
+  };
+  const endpoint = { descriptor: own.number, identity: identify(runtime, own.number)! } as Endpoint;
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, own.number));
+  const members = [{ generation: 1, channel: first, slot: 0 }, { generation: 2, channel: copy, slot: 1 }];
+  const flows = new SteeredFlows(host, endpoint, members);
+  using client = openClient();
+  setAddresses(client, IP_MULTICAST_IF, "127.0.0.1");
+  sendTo(client, { ...address, hostname: group }, 1);
+  flows.serve();
+  assert.deepEqual(served, [1]);
+  for (const byte of [2, 3]) {
+    sendTo(client, { ...address, hostname: group }, byte);
+    await until(() => served.at(-1) === byte, "the datagram");
+  }
+  assert.deepEqual([served, bytesAt(own)], [[1, 2, 3], []]);
+  flows.close();
+});
+
+test("trySteering touches no group: its socket is bound nowhere", () => {
+  let boundCount = 0;
+  trySteering(changed("bind", () => (boundCount++, null)), tag);
+  assert.equal(boundCount, 0);
+});

@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import type { InetAddress } from "../../src/c/sockaddr.ts";
+import { decodeSockaddr, formatAddress, type InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { sendMessage } from "../../src/channels/message.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
@@ -14,7 +14,7 @@ import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
+import { cookieOf, integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
 import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
 import { ForwardLink } from "../../src/steering/forward_link.ts";
 import { openMember } from "../../src/steering/reuseport.ts";
@@ -41,8 +41,15 @@ const small = changed("setsockopt", (_, _level, option, value) => {
   sizes.push((value as Uint8Array)[0]! + 256 * (value as Uint8Array)[1]!);
   return sizes.at(-1)! > 1 ? ENOMEM : null;
 });
+/** A process that may bind so many sockets more at the address of the endpoint; placeholders are elsewhere. */
+let bindableCount = Infinity;
+const EACCES = -13;
+const bound = changed("bind", (_, address) => {
+  const at = formatAddress(decodeSockaddr(runtime.abi, address as Uint8Array)!);
+  return at.startsWith("127.0.0.1:") && bindableCount-- <= 0 ? EACCES : null;
+});
 // What waiting needs stays open, and is no leak.
-for (const each of [without, small]) await openReadiness(each);
+for (const each of [without, small, bound]) await openReadiness(each);
 
 /** The strategy that is chosen, and what is told of the others. */
 async function chosen(flows: Partial<FlowOptions>, seen?: Runtime): Promise<[string | null, string[][]]> {
@@ -71,6 +78,61 @@ test("Takeover.bind falls to the next strategy where the kernel refuses a progra
   const both = [["steered", refusal], ["connected", refusal]];
   assert.deepEqual(await chosen({ tag, peers, route }, without), ["forwarded", both]);
 });
+
+test("Takeover.bind falls to the next strategy where this process may open no other socket at the address", async () => {
+  const both = [["steered", "EACCES"], ["connected", "EACCES"]];
+  bindableCount = 1;
+  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["forwarded", both]);
+  bindableCount = 2;
+  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["steered", []]);
+  bindableCount = Infinity;
+});
+
+/** A process that steers, and may open no socket for its successor, which gets its own. */
+async function givesItsOwn(
+  flows: Partial<FlowOptions>,
+  use: (scene: FlowScene, socket: OwnedDescriptor, channel: OwnedDescriptor) => Promise<void>,
+): Promise<void> {
+  await flowScene({ tag, ...flows }, async (scene) => {
+    assert.equal(scene.flows.strategy, "steered");
+    bindableCount = 0;
+    const succession = await succeed(scene.path);
+    bindableCount = Infinity;
+    const { older, members } = succession.takeFlows("game");
+    const [member] = members;
+    assert.deepEqual([older.length, members.length, member!.generation, member!.slot], [1, 1, 0, 0]);
+    using socket = claim(succession);
+    assert.equal(cookieOf(runtime, member!.channel.number), cookieOf(runtime, socket.number));
+    disposeAll(members.map(({ channel }) => channel));
+    await succession.ready(["game"]);
+    await use(scene, socket, older[0]!.channel);
+    const resumed = new Promise((resolve) => scene.takeover.on("resumed", resolve));
+    succession.abort(new Error("enough"));
+    await resumed;
+    using client = openClient();
+    sendTo(client, scene.to, 1);
+    await until(() => scene.read.includes(1), "the incumbent to read again");
+  }, { seen: bound });
+}
+
+test("Takeover that may open no other socket gives its successor its own, with its flows, and says so", () =>
+  givesItsOwn({}, async ({ to, read, unserved }, socket, channel) => {
+    channel[Symbol.dispose]();
+    assert.deepEqual(unserved.map(({ code }) => code), ["EACCES"]);
+    assert.match(unserved[0]!.message, /Cannot keep the flows of "game" with this process/);
+    using client = openClient();
+    for (const byte of [2, 1, 0]) sendTo(client, to, byte);
+    assert.deepEqual([datagramsAt(socket), read], [[[2], [1], [0]], []]);
+  }));
+
+test("Takeover that may open no other socket keeps its flows by forwarding, where there is a route", () =>
+  givesItsOwn({ route }, async ({ served, unserved }, _, channel) => {
+    const link = new ForwardLink(runtime, channel);
+    link.forward(Uint8Array.of(1, 2, 3), peer);
+    await until(() => served.length === 1, "what is forwarded");
+    link.close();
+    assert.deepEqual(unserved, []);
+  }));
 
 test("Takeover.bind throws the refusal when no strategy is left, before it has opened anything", async () => {
   await flowScene({ route }, async ({ takeover, to, read }) => {
