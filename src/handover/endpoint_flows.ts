@@ -17,6 +17,7 @@ import { ConnectedFlows } from "./connected.ts";
 import { FlowLinks, type OlderFlows } from "./flow_links.ts";
 import type { FlowOptions, FlowStrategy, OpenedFlows } from "./flow_options.ts";
 import { type ChosenStrategy, chooseStrategy, inheritedStrategy, type SocketOrigin, withoutMeans } from "./flow_strategy.ts";
+import { tagOf } from "./generation_tags.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 import { SteeredFlows } from "./steered.ts";
 
@@ -24,6 +25,8 @@ import { SteeredFlows } from "./steered.ts";
 export interface Flows {
   /** How they stay with the process that knows them; null for an endpoint without the option. */
   readonly strategy: FlowStrategy | null;
+  /** What this process puts where clients send it back, and the kernel looks; null without the option `tag`. */
+  readonly tag: number | null;
   /**
    * Forwards a datagram when it belongs to an older process.
    *
@@ -82,6 +85,7 @@ export interface FlowsOwner {
 /** An endpoint whose datagrams are all this process's. */
 export class NoFlows implements Flows {
   readonly strategy: null = null;
+  readonly tag: null = null;
   readonly needsGroup: boolean = false;
   readonly #name: string;
 
@@ -131,6 +135,11 @@ export class EndpointFlows implements Flows {
 
   get strategy(): FlowStrategy {
     return this.#chosen.strategy;
+  }
+
+  get tag(): number | null {
+    const { tag } = this.#options;
+    return tag ? tagOf(tag, this.#owner.generation) : null;
   }
 
   /** Whether the socket has to be one that others can join. */

@@ -39,6 +39,7 @@ import { assemble } from "../steering/bpf.ts";
 import { drainDatagrams, type TakeDatagram } from "../steering/draining.ts";
 import { byEitherTag, everythingTo, type QuicTag, type Tag } from "../steering/programs.ts";
 import { ReuseportGroup } from "../steering/reuseport.ts";
+import { atOnceCount, tagOf } from "./generation_tags.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
 /** A socket of the group. */
@@ -60,9 +61,6 @@ const strangerCount = 16;
 
 /** The most slots of a manifest: sockets of ours, and of others between them. */
 const slotCount = 1_024;
-
-/** As many as the largest program that may come knows. */
-const generationCount = 16;
 
 /** Why a process may not open a socket at an address where there is one: another user has it, or only root may. */
 export const bindRefusals = ["EADDRINUSE", "EACCES", "EPERM", "EADDRNOTAVAIL"] as const;
@@ -224,15 +222,16 @@ export class SteeredFlows implements KernelFlows {
     this.#watched.clear();
   }
 
+  /** Tags come round again: the newer one has a tag that two generations have issued. */
   #steerTo(newest: string): void {
-    const host = this.#host;
-    const tag = host.options.tag!;
-    const known = this.#members.filter(({ cookie, generation }) => {
-      return cookie !== newest && (generation === host.generation || generation > 0 && host.isThere(generation));
-    });
+    const { generation, options } = this.#host;
+    const tag = options.tag!;
+    const older = this.#members.filter((each) => each.cookie !== newest && this.#isRead(each))
+      .sort((a, b) => a.generation - b.generation);
+    const newestTag = tagOf(tag, newest === this.#own.identity.cookie ? generation : generation + 1);
     this.#group.steer((slotOf) => {
-      const slots = new Map(known.map((each) => [tagOf(tag, each.generation), slotOf(each.cookie)]));
-      slots.delete(0);
+      const slots = new Map(older.map((each) => [tagOf(tag, each.generation), slotOf(each.cookie)]));
+      slots.delete(newestTag);
       return byEitherTag(tag, { slots, otherwise: slotOf(newest) });
     });
   }
@@ -264,10 +263,12 @@ export class SteeredFlows implements KernelFlows {
 
   /** Sockets whose process has ended, or has never been. */
   #orphans(): Member[] {
-    const host = this.#host;
-    return this.#members.filter(({ socket, generation }) => {
-      return socket && generation !== host.generation && !host.isThere(generation);
-    });
+    return this.#members.filter((each) => each.socket && !this.#isRead(each));
+  }
+
+  /** Whether its process is there. */
+  #isRead({ generation }: Member): boolean {
+    return generation === this.#host.generation || generation > 0 && this.#host.isThere(generation);
   }
 
   /** Serves what comes to a socket that nobody reads, for as long as nobody does. */
@@ -330,8 +331,7 @@ export class SteeredFlows implements KernelFlows {
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when it does not, or the platform has none.
  */
 export function trySteering(runtime: Runtime, tag: Tag | QuicTag): void {
-  const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1));
-  const slots = new Map(tags.filter((each) => each > 0).map((each) => [each, 0]));
+  const slots = new Map(Array.from({ length: atOnceCount }, (_, index) => [tagOf(tag, index + 1), 0]));
   owning(new OwnedDescriptor(runtime, openSocket(runtime, "inet", "dgram")), ({ number }) => {
     setShared(runtime, number);
     attachToGroup(runtime, number, assemble(byEitherTag(tag, { slots, otherwise: 0 })));
@@ -370,9 +370,4 @@ function byPlace(slots: readonly number[], descriptors: readonly number[]): (num
   const all = Array.from({ length: Math.max(...slots) + 1 }, (): number | null => null);
   for (const [index, slot] of slots.entries()) all[slot] = descriptors[index]!;
   return all;
-}
-
-/** A generation in the bits of a tag; 0 is none's. */
-function tagOf({ size, mask = 2 ** (size * 8) - 1 }: Tag | QuicTag, generation: number): number {
-  return (generation & mask) >>> 0;
 }

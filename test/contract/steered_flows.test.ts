@@ -90,21 +90,21 @@ async function strangerLeaves(scene: FlowScene): Promise<{ incumbent: number[]; 
 test("Takeover steers each flow right after a stranger has joined the group and left it in the middle", () =>
   flowScene({ tag }, async (scene) => assert.deepEqual(await strangerLeaves(scene), right)));
 
-/** The newest of three generations, in whose group a stranger has the second slot. */
-function threeGenerations(seen: Runtime): {
+/** The newest of three generations, in whose group a stranger has the second slot; theirs are the third, fourth and first. */
+function threeGenerations(seen: Runtime, [older, old, newest]: readonly [number, number, number] = [1, 2, 3]): {
   readonly flows: SteeredFlows;
   readonly stranger: OwnedDescriptor;
-  /** What each generation's socket gets, of a datagram for each. */
-  found(): Promise<number[][]>;
+  /** What each generation's socket gets, of a datagram for each tag. */
+  found(tags?: readonly number[]): Promise<number[][]>;
 } & Disposable {
   const own = openMember(runtime, { family: "inet", hostname: "127.0.0.1", port: 0 }, "dgram", {});
   const { address } = new ReuseportGroup(runtime, [own.number]);
   const [stranger, first, second] = [1, 2, 3].map(() => openMember(runtime, address, "dgram", {}));
   const sockets = [first!, second!, own];
   const copyOf = ({ number }: OwnedDescriptor) => new OwnedDescriptor(runtime, duplicate(runtime, number));
-  const members = [[3, own, 0], [1, first!, 2], [2, second!, 3]] as const;
+  const members = [[newest, own, 0], [older, first!, 2], [old, second!, 3]] as const;
   const host: FlowHost = {
-    ...{ runtime: seen, limits: defaultLimits, name: "game", generation: 3, options: { tag, datagram() {} } },
+    ...{ runtime: seen, limits: defaultLimits, name: "game", generation: newest, options: { tag, datagram() {} } },
     datagram() {},
     failed: (error) => assert.fail(String(error)),
     isThere: () => true,
@@ -117,10 +117,10 @@ function threeGenerations(seen: Runtime): {
   return {
     flows,
     stranger: stranger!,
-    async found() {
+    async found(tags = [1, 2, 0]) {
       for (let index = 0; index < clientCount; index++) {
         using client = openClient();
-        for (const byte of [1, 2, 0]) sendTo(client, address, byte);
+        for (const byte of tags) sendTo(client, address, byte);
       }
       return sockets.map(bytesAt);
     },
@@ -142,6 +142,17 @@ test("SteeredFlows.check finds the order again when a stranger's leaving has cha
   assert.notDeepEqual(await three.found(), each);
   await three.flows.check();
   assert.deepEqual(await three.found(), each);
+});
+
+test("SteeredFlows give a tag that has come round again to the newer generation", async () => {
+  const found = async (...generations: [number, number, number]) => {
+    using three = threeGenerations(runtime, generations);
+    return await three.found([255, 1, 2]);
+  };
+  const own = Array.from({ length: clientCount }, () => [1, 2]).flat();
+  assert.deepEqual(await found(1, 255, 256), [[], bytes(255), own], "the newest's own tag is 1 again");
+  const others = Array.from({ length: clientCount }, () => [255, 2]).flat();
+  assert.deepEqual(await found(256, 1, 257), [bytes(1), [], others], "the tag 1 is that of an older one and of a newer");
 });
 
 test("without the kernel's tables nobody notices that a stranger's leaving has changed the order", async () => {

@@ -70,6 +70,11 @@ test("Takeover.bind chooses the best strategy that there are means for", async (
   assert.deepEqual(await chosen({ route }), ["forwarded", []]);
 });
 
+test("Flows.tag is what this process issues, and null without the option", async () => {
+  await flowScene({ tag: { ...tag, mask: 0xf8 } }, ({ flows }) => Promise.resolve(assert.equal(flows.tag, 8)));
+  await flowScene({ route }, ({ flows }) => Promise.resolve(assert.equal(flows.tag, null)));
+});
+
 test("Takeover.bind falls to the next strategy where the kernel refuses a program, and tells so", async () => {
   const refusal = "ERR_TAKEOVER_UNSUPPORTED";
   assert.deepEqual(await chosen({ tag, peers, route }, small), ["connected", [["steered", refusal]]]);
@@ -157,7 +162,8 @@ test("Takeover.bind refuses flows that cannot be, and traffic goes on", () =>
     }
     const wrong = [{ offset: 65_507, size: 1 }, { offset: 0, size: 3 }, { offset: -1, size: 1 }, {}, { ...tag, mask: 256 }];
     const unfit = [{ idLength: 8, offset: 7, size: 2 }, { idLength: 21, offset: 0, size: 1 }, { idLength: 0, offset: 0, size: 1 }];
-    for (const each of [...wrong, ...unfit]) {
+    const few = [{ ...tag, mask: 0x0f }, { ...tag, mask: 0xf0 }, { idLength: 9, offset: 0, size: 4, mask: 0x80000001 }];
+    for (const each of [...wrong, ...unfit, ...few]) {
       await assert.rejects(attempt({ datagram, tag: each }), takeoverError("ERR_TAKEOVER_RANGE"), JSON.stringify(each));
     }
     using client = openClient();
