@@ -120,7 +120,7 @@ function checkAlone(group: ReuseportGroup): void {
   }
 }
 
-/** SO_REUSEPORT is for the strategy alone: without it a second server of this user would find the address taken. */
+/** Two that begin at the same moment have both found the address free, and see each other here. */
 function checkNobodyElse(runtime: Runtime, { descriptor, identity }: Unopened): void {
   const { platform } = runtime.abi;
   if (platform !== "linux") return;

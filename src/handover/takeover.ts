@@ -432,8 +432,8 @@ export class Takeover implements AsyncDisposable {
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
     const flows = this.#flows.begin(name, checkedFlows(options.flows));
-    const wanted = flows.needsGroup ? { ...address, reusePort: true } : address;
     const isShared = "reusePort" in address && address.reusePort === true;
+    const wanted = flows.needsGroup && !isShared ? { ...address, beginsGroup: true } : address;
     return await this.#openOnce("datagram", name, wanted, (at) => open(at, flows), { flows, isShared });
   }
 

@@ -17,7 +17,7 @@ import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf, integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
 import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
 import { ForwardLink } from "../../src/steering/forward_link.ts";
-import { openMember } from "../../src/steering/reuseport.ts";
+import { isShared, openMember } from "../../src/steering/reuseport.ts";
 import { nodeDatagram } from "./ends.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
 import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
@@ -86,9 +86,9 @@ test("Takeover.bind falls to the next strategy where the kernel refuses a progra
 
 test("Takeover.bind falls to the next strategy where this process may open no other socket at the address", async () => {
   const both = [["steered", "EACCES"], ["connected", "EACCES"]];
-  bindableCount = 1;
-  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["forwarded", both]);
   bindableCount = 2;
+  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["forwarded", both]);
+  bindableCount = 3;
   assert.deepEqual(await chosen({ tag, peers, route }, bound), ["steered", []]);
   bindableCount = Infinity;
 });
@@ -181,6 +181,50 @@ test("Takeover.bind with a strategy that needs a group finds the address taken b
     // One that shares it knowingly has no order to go by.
     await assert.rejects(bind(true, { tag, peers, datagram }), takeoverError("ERR_TAKEOVER_STATE"));
   });
+});
+
+test("Takeover.bind with a strategy that needs a group finds an address taken that overlaps with its own", async () => {
+  for (const [first, second] of [["0.0.0.0", "127.0.0.1"], ["127.0.0.1", "0.0.0.0"], ["127.0.0.1", "::"]] as const) {
+    await flowScene({ tag }, async ({ to }) => {
+      await flowScene({ route }, async ({ takeover }) => {
+        const flows = { tag, peers, datagram };
+        const bind = takeover.bind("other", { hostname: second, port: to.port }, nodeDatagram.open, { flows });
+        await assert.rejects(bind, { code: "EADDRINUSE" }, `${first}, ${second}`);
+      });
+    }, { hostname: first });
+  }
+});
+
+/** A kernel in which another server begins its group at the same moment. */
+let rival: OwnedDescriptor | null = null;
+const crowded = changed("bind", (descriptor, address) => {
+  const at = decodeSockaddr(runtime.abi, address as Uint8Array)!;
+  if (at.family === "inet" && isShared(runtime, descriptor)) rival ??= openMember(runtime, at, "dgram", {});
+  return null;
+});
+await openReadiness(crowded);
+
+test("Takeover.bind with a strategy that needs a group sees another server that begins at the same moment", async () => {
+  const scene = flowScene({ tag, route }, () => assert.fail("it was bound"), { seen: crowded });
+  await assert.rejects(scene, { code: "EADDRINUSE" });
+  rival?.[Symbol.dispose]();
+});
+
+/** A kernel that notes at which ports sockets with SO_REUSEPORT are bound. */
+let sharedPorts: number[] = [];
+const noting = changed("bind", (descriptor, address) => {
+  const at = decodeSockaddr(runtime.abi, address as Uint8Array)!;
+  if (at.family === "inet" && isShared(runtime, descriptor)) sharedPorts.push(at.port);
+  return null;
+});
+await openReadiness(noting);
+
+test("Takeover.bind lets the kernel choose no port that another group of this user may have", async () => {
+  await flowScene({ tag }, ({ to }) => {
+    assert.ok(sharedPorts.length >= 2 && sharedPorts.every((port) => port === to.port), `${sharedPorts}, ${to.port}`);
+    return Promise.resolve();
+  }, { seen: noting });
+  sharedPorts = [];
 });
 
 test("Takeover.bind shares no address for a strategy that it could not have", async () => {
