@@ -422,6 +422,24 @@ test("SteeredFlows serve what comes to the socket of a generation that has ended
   flows.close();
 });
 
+const SO_RCVBUFFORCE = 33;
+const ENOBUFS = -105;
+let isFull = false;
+const full = changed("setsockopt", (_, _level, option) => isFull && option === SO_RCVBUFFORCE ? ENOBUFS : null);
+await openReadiness(full);
+
+test("Takeover closes a socket for a successor that it cannot set up, refuses that, and hands over to the next", () =>
+  flowScene({ tag }, async ({ path, abandoned }) => {
+    isFull = true;
+    await assert.rejects(succeed(path));
+    isFull = false;
+    assert.match(abandoned[0]!.message, /setsockopt ENOBUFS/);
+    const succession = await succeed(path);
+    assert.deepEqual(membersOf(succession), [[1, 0], [0, 1]]);
+    succession.abort(new Error("enough"));
+    succession[Symbol.dispose]();
+  }, { seen: full }));
+
 test("trySteering touches no group: its socket is bound nowhere", () => {
   let boundCount = 0;
   trySteering(changed("bind", () => (boundCount++, null)), tag);
