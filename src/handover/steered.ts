@@ -123,11 +123,11 @@ export class SteeredFlows implements KernelFlows {
    * what comes to sockets that nobody reads.
    */
   serve(): void {
-    this.#newest ??= new AbortController();
+    const { signal } = this.#newest ??= new AbortController();
     this.#steerTo(this.#own.identity.cookie);
     for (const orphan of this.#orphans()) {
       this.#drain(orphan);
-      void this.#watch(orphan, this.#newest.signal);
+      void this.#watch(orphan, signal);
     }
   }
 
@@ -185,6 +185,7 @@ export class SteeredFlows implements KernelFlows {
   lease(): void {
     if (this.#offered) {
       this.#drain(this.#offered);
+      if (!this.#newest) return;
       this.#leave();
       this.#steerTo(this.#offered.cookie);
     } else {
@@ -274,7 +275,7 @@ export class SteeredFlows implements KernelFlows {
   /** Serves what comes to a socket that nobody reads, for as long as nobody does. */
   async #watch(orphan: Member, signal: AbortSignal): Promise<void> {
     const socket = orphan.socket!;
-    if (this.#watched.has(socket)) return;
+    if (signal.aborted || this.#watched.has(socket)) return;
     this.#watched.add(socket);
     try {
       for (;;) {
@@ -284,7 +285,8 @@ export class SteeredFlows implements KernelFlows {
         if (!this.#drain(orphan)) await pause(falseAlarmMs, { signal });
       }
     } catch {
-      // Somebody reads it from here on, or it was closed.
+      // Another process is the newest, or the descriptor cannot be waited for now.
+      if (!signal.aborted) this.#watched.delete(socket);
     }
   }
 

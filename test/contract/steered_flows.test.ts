@@ -398,9 +398,13 @@ test("SteeredFlows serve what comes to the socket of a generation that has ended
   using own = openMember(runtime, address, "dgram", { prepare: (number) => hearOwnGroups(runtime, number) });
   setAddresses(first, IP_ADD_MEMBERSHIP, group, "127.0.0.1");
   const served: number[] = [];
+  const last = 4;
   const host: FlowHost = {
     ...{ runtime, limits: defaultLimits, name: "game", generation: 2, options: { tag, datagram() {} } },
-    datagram: ([byte]) => void served.push(byte!),
+    datagram([byte]) {
+      served.push(byte!);
+      if (byte === last) flows.close();
+    },
     failed: (error) => assert.fail(String(error)),
     isThere: () => false,
     changed() {},
@@ -418,8 +422,10 @@ test("SteeredFlows serve what comes to the socket of a generation that has ended
     sendTo(client, { ...address, hostname: group }, byte);
     await until(() => served.at(-1) === byte, "the datagram");
   }
-  assert.deepEqual([served, bytesAt(own)], [[1, 2, 3], []]);
-  flows.close();
+  // The application may end everything in its callback.
+  sendTo(client, { ...address, hostname: group }, last);
+  flows.serve();
+  assert.deepEqual([served, bytesAt(own)], [[1, 2, 3, last], []]);
 });
 
 const SO_RCVBUFFORCE = 33;
