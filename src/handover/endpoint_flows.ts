@@ -19,6 +19,7 @@ import { ConnectedFlows } from "./connected.ts";
 import { FlowLinks, type OlderFlows } from "./flow_links.ts";
 import type { FlowOptions, FlowStrategy, OpenedFlows } from "./flow_options.ts";
 import { type ChosenStrategy, chooseStrategy, inheritedStrategy, type SocketOrigin, withoutMeans } from "./flow_strategy.ts";
+import { tagOf } from "./generation_tags.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 import { SteeredFlows } from "./steered.ts";
 
@@ -26,6 +27,8 @@ import { SteeredFlows } from "./steered.ts";
 export interface Flows {
   /** How they stay with the process that knows them; null for an endpoint without the option. */
   readonly strategy: FlowStrategy | null;
+  /** What this process puts where clients send it back, and the kernel looks; null without the option `tag`. */
+  readonly tag: number | null;
   /**
    * Forwards a datagram when it belongs to an older process.
    *
@@ -84,6 +87,7 @@ export interface FlowsOwner {
 /** An endpoint whose datagrams are all this process's. */
 export class NoFlows implements Flows {
   readonly strategy: null = null;
+  readonly tag: null = null;
   readonly needsGroup: boolean = false;
   readonly #name: string;
 
@@ -135,6 +139,11 @@ export class EndpointFlows implements Flows {
     return this.#chosen.strategy;
   }
 
+  get tag(): number | null {
+    const { tag } = this.#options;
+    return tag ? tagOf(tag, this.#owner.generation) : null;
+  }
+
   /** Whether the socket has to be one that others can join. */
   get needsGroup(): boolean {
     const { tag, peers } = this.#options;
@@ -146,9 +155,11 @@ export class EndpointFlows implements Flows {
     return this.#isForwardedTo && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0 || this.#links.isSending;
   }
 
-  /** Where the kernel knows the peers, only those flows are forwarded that it could not be told of. */
+  /** A successor that has this process's socket forwards where there is a route, and only what the kernel was not told of. */
   get #isForwardedTo(): boolean {
-    return !(this.kernel instanceof ConnectedFlows) || this.#options.route !== undefined && this.kernel.hasLeft;
+    const { kernel } = this;
+    if (kernel?.keepsSocket !== false) return true;
+    return this.#options.route !== undefined && (!(kernel instanceof ConnectedFlows) || kernel.hasLeft);
   }
 
   /**

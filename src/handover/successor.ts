@@ -131,7 +131,7 @@ export class Succession {
    *
    * @param claimed The names that this process serves.
    * @throws {TakeoverError} When the incumbent refuses, or does not answer in
-   *   time: then it serves on.
+   *   time, or has taken the lease back already: then it serves on.
    */
   async ready(claimed: readonly string[]): Promise<void> {
     const conversation = this.#conversation;
@@ -139,6 +139,8 @@ export class Succession {
       if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "leaseMs");
       conversation.send({ type: "ready", claimed } as { type: string });
       const { silenceMs } = parseLease(await conversation.receive(this.#limits.leaseMs, "leaseMs"));
+      // One that was stopped finds the end of its lease behind it: the incumbent accepts again.
+      if (conversation.refusal) throw conversation.refusal;
       this.#leaseEnd = this.#keepLease(aliveEveryMs(silenceMs));
       // Looked at in settle; until then nobody waits for it.
       this.#leaseEnd.catch(() => {});

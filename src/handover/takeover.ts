@@ -404,7 +404,8 @@ export class Takeover implements AsyncDisposable {
    *   first process's at once.
    * @throws {TakeoverError} As {@linkcode listen}. For `flows` also
    *   `ERR_TAKEOVER_STATE` when they have no means, or none for what the
-   *   incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have;
+   *   incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can
+   *   have, or of too few bits;
    *   `ERR_TAKEOVER_UNSUPPORTED` when this machine gives nothing of what they
    *   have means for.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
@@ -431,8 +432,8 @@ export class Takeover implements AsyncDisposable {
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
     const flows = this.#flows.begin(name, checkedFlows(options.flows));
-    const wanted = flows.needsGroup ? { ...address, reusePort: true } : address;
     const isShared = "reusePort" in address && address.reusePort === true;
+    const wanted = flows.needsGroup && !isShared ? { ...address, beginsGroup: true } : address;
     return await this.#openOnce("datagram", name, wanted, (at) => open(at, flows), { flows, isShared });
   }
 

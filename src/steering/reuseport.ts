@@ -58,6 +58,8 @@ export interface GroupOptions {
   readonly backlog?: number;
   /** For an IPv6 address: take no IPv4 (ipv6(7), IPV6_V6ONLY). */
   readonly ipv6Only?: boolean;
+  /** Sets what a socket is to have before it is bound, and hears anything. */
+  readonly prepare?: (descriptor: number) => void;
 }
 
 /** A member that joined or left without the group being told. */
@@ -113,7 +115,7 @@ export class ReuseportGroup {
    * @returns The socket, non-blocking; the caller owns it.
    * @throws {SystemError} For instance `EADDRINUSE` when the group is another user's.
    */
-  open(options: Pick<GroupOptions, "backlog"> = {}): OwnedDescriptor {
+  open(options: Omit<GroupOptions, "ipv6Only"> = {}): OwnedDescriptor {
     const ipv6Only = this.address.family === "inet6" && isIpv6Only(this.#runtime, this.#anyDescriptor());
     const socket = openMember(this.#runtime, this.address, this.type, { ...options, ipv6Only });
     try {
@@ -390,6 +392,7 @@ export function openMember(
     if (address.family === "inet6") {
       setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, options.ipv6Only ? 1 : 0);
     }
+    options.prepare?.(socket.number);
     bindSocket(runtime, socket.number, address);
     if (type === "stream") checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
     return new OwnedDescriptor(runtime, socket.take());

@@ -38,7 +38,8 @@ type Values = Record<string, number>;
 
 const headers = [
   ...["stddef", "stdio", "errno", "fcntl", "sys/socket", "sys/uio", "sys/un", "sys/file", "sys/resource", "sys/stat", "poll"],
-  ...["netinet/in", "netinet/tcp", "net/if", ...(platform === "linux" ? ["sys/epoll", "sys/ioctl", "linux/sockios", "linux/stat", "dirent"] : [])],
+  ...["netinet/in", "netinet/tcp", "net/if"],
+  ...(platform === "linux" ? ["sys/epoll", "sys/ioctl", "linux/sockios", "linux/stat", "dirent", "netinet/udp"] : []),
 ];
 
 /** What the headers of older systems lack, as Linux's own say it (include/linux/socket.h, asm-generic/socket.h). */
