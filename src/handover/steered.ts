@@ -151,13 +151,20 @@ export class SteeredFlows implements KernelFlows {
     const { runtime } = this.#host;
     this.#told = this.#order();
     const places = new Map(this.#group.members.map(({ cookie }, slot) => [cookie, slot]));
-    return this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
-      .sort((a, b) => a.slot - b.slot)
-      .map(({ member, slot }) => ({
-        generation: this.#offered || member.socket ? member.generation : 0,
-        channel: new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member))),
-        slot,
-      }));
+    const sorted = this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
+      .sort((a, b) => a.slot - b.slot);
+    const travelling: TravellingMember[] = [];
+    try {
+      for (const { member, slot } of sorted) {
+        const generation = this.#offered || member.socket ? member.generation : 0;
+        const channel = new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member)));
+        travelling.push({ generation, channel, slot });
+      }
+      return travelling;
+    } catch (error) {
+      disposeAll(travelling.map(({ channel }) => channel));
+      throw error;
+    }
   }
 
   /** @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the order cannot be told: what is a successor to go by? */

@@ -446,6 +446,22 @@ test("Takeover closes a socket for a successor that it cannot set up, refuses th
     succession[Symbol.dispose]();
   }, { seen: full }));
 
+const F_DUPFD_CLOEXEC = 1_030;
+const EMFILE = -24;
+let copyCount = Infinity;
+const crowded = changed("fcntl", (_, command) => command === F_DUPFD_CLOEXEC && copyCount-- <= 0 ? EMFILE : null);
+await openReadiness(crowded);
+
+test("SteeredFlows.travel leaves no copy behind when there is no descriptor for the next", () => {
+  using three = threeGenerations(crowded);
+  copyCount = 2;
+  assert.throws(() => three.flows.travel(), { code: "EMFILE" });
+  copyCount = Infinity;
+  const travelling = three.flows.travel();
+  disposeAll(travelling.map(({ channel }) => channel));
+  assert.equal(travelling.length, 3);
+});
+
 test("trySteering touches no group: its socket is bound nowhere", () => {
   let boundCount = 0;
   trySteering(changed("bind", () => (boundCount++, null)), tag);
