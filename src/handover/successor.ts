@@ -66,6 +66,7 @@ export class Succession {
   /** On which connections come; null where none do. */
   #second: FdChannel | null;
   #leaseEnd: Promise<void> = Promise.resolve();
+  #isSettling = false;
 
   private constructor(
     offer: Offer,
@@ -160,11 +161,17 @@ export class Succession {
     return this.#leaseEnd;
   }
 
+  /** Whether settled was said: the incumbent cannot come back any more, unless it has said so before. */
+  get isSettling(): boolean {
+    return this.#isSettling;
+  }
+
   /** Ends the lease: the incumbent closes its copies. */
   async settle(): Promise<void> {
     const conversation = this.#conversation;
     if (conversation.open && conversation.state === "leased") {
       conversation.send({ type: "settled" });
+      this.#isSettling = true;
       // An incumbent that is stopped reads settled when it goes on. Until then
       // nothing more can come of it.
       const timer = setTimeout(() => conversation.destroy(), this.#limits.releaseMs);

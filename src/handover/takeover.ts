@@ -631,14 +631,16 @@ export class Takeover implements AsyncDisposable {
    *
    * Listeners that nobody else has are closed when those have been served who
    * wait at them, and whose handshakes are under way, at most `queueMs` later.
+   * After {@linkcode settle} the incumbent's last word comes first, at most
+   * `releaseMs` later.
    *
    * @param options `keepPaths` leaves the paths of Unix endpoints to whoever
    *   else has them, a HAProxy that took them for instance.
    */
   async close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
-    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
-    await this.#copies.closed;
-    await this.#reporting.idle();
+    // Once it is settled, nobody else has what this process has, and all of it can be closed with care.
+    if (this.#succession?.isSettling && !this.#isSettled) await this.settled.catch(() => {});
+    await this.#close(options.keepPaths === true);
   }
 
   /** The same as {@linkcode close}, for `await using`. */
@@ -654,6 +656,12 @@ export class Takeover implements AsyncDisposable {
       `Cannot find the endpoint ${JSON.stringify(name)}: this process listens as ` +
         `${[...this.#endpoints.keys()].map((known) => JSON.stringify(known)).join(", ") || "nothing"}`,
     );
+  }
+
+  async #close(keepPaths: boolean): Promise<void> {
+    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(keepPaths);
+    await this.#copies.closed;
+    await this.#reporting.idle();
   }
 
   #end(keepPaths: boolean): void {
@@ -806,7 +814,7 @@ export class Takeover implements AsyncDisposable {
       this.#settle();
     } catch (error) {
       if (this.#stage === "closed") return this.#settle(error);
-      await this.close();
+      await this.#close(false);
       this.#emitter.emit("revoked", reported(error));
       this.#settle(error);
       this.#revoke(error);

@@ -1,0 +1,108 @@
+/** Processes that end while others have what they have: who is served, and which paths stay. */
+
+import assert from "node:assert/strict";
+import type { InetAddress } from "../../src/c/sockaddr.ts";
+import type { OfferedSocket } from "../../src/handover/flows.ts";
+import { Incumbent } from "../../src/handover/incumbent.ts";
+import { randomHex } from "../../src/handover/successor.ts";
+import { Takeover } from "../../src/handover/takeover.ts";
+import { defaultLimits } from "../../src/limits.ts";
+import type { ControlListener } from "../../src/runtime.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { bindListener } from "../../src/sockets/listener.ts";
+import { identify } from "../../src/sockets/socket.ts";
+import { TemporaryFolder } from "../unit/children.ts";
+import { nodeNet } from "./natives.ts";
+import { loopback } from "./served.ts";
+import { connections, ended } from "./steering_ends.ts";
+import { runtime, test } from "./support.ts";
+
+const request = new TextEncoder().encode("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+
+/** Connections that have asked, and wait. */
+function asking(count: number, address: InetAddress): OwnedDescriptor[] {
+  const clients = connections(count, address);
+  for (const { number } of clients) assert.equal(runtime.libc.write(number, request, request.length), request.length);
+  return clients;
+}
+
+/** The process that is replaced: it has listeners, and accepts at none of them. */
+class Elder implements Disposable {
+  readonly address: InetAddress;
+  readonly #control: ControlListener;
+  readonly #listeners: readonly OwnedDescriptor[];
+  readonly #incumbent: Incumbent;
+
+  private constructor(control: ControlListener, offered: readonly OfferedSocket[], listeners: readonly OwnedDescriptor[]) {
+    this.#control = control;
+    this.#listeners = listeners;
+    this.address = offered[1]!.identity.address as InetAddress;
+    const nothing = (): void => {};
+    this.#incumbent = new Incumbent({
+      runtime,
+      limits: defaultLimits,
+      allowUsers: [],
+      instance: randomHex(),
+      generation: 1,
+      lessor: () => null,
+      endpoints: () => offered,
+      flows: () => Promise.resolve([]),
+      greeted: nothing,
+      atRest: () => Promise.resolve(),
+      readying: () => Promise.resolve(),
+      lease: nothing,
+      move: (second) => second.destroy(),
+      ticketKeys: () => "",
+      state: () => null,
+      resume: nothing,
+      settled: nothing,
+      release: () => disposeAll(listeners),
+      abandon: nothing,
+    });
+  }
+
+  /** @param count How many listeners share the address. */
+  static async open(path: string, count = 1): Promise<Elder> {
+    const accept = (stream: Parameters<Incumbent["accept"]>[0]) => elder.#incumbent.accept(stream);
+    const control = bindListener(runtime, { family: "unix", path }, { path });
+    const identity = identify(runtime, control.number)!;
+    const listener = await runtime.adoptListener(control.take(), accept);
+    const offered: OfferedSocket[] = [
+      { kind: "control", name: "", descriptor: listener.descriptor, identity, isSupervised: false },
+    ];
+    const listeners: OwnedDescriptor[] = [];
+    let address = loopback;
+    for (let number = 1; number <= count; number++) {
+      const socket = bindListener(runtime, address, { port: 0, reusePort: true });
+      const found = identify(runtime, socket.number)!;
+      address = found.address as InetAddress;
+      listeners.push(socket);
+      const name = number === 1 ? "web" : `web.${number}`;
+      offered.push({ kind: "listener", name, descriptor: socket.number, identity: found, isSupervised: false });
+    }
+    const elder = new Elder(listener, offered, listeners);
+    return elder;
+  }
+
+  [Symbol.dispose](): void {
+    this.#incumbent.close();
+    this.#control.close();
+    disposeAll(this.#listeners);
+  }
+}
+
+test("Takeover.close serves whoever waits while the incumbent's last word is on its way", async () => {
+  using folder = new TemporaryFolder();
+  const path = folder.file("control.sock");
+  using elder = await Elder.open(path);
+  const takeover = await Takeover.begin(runtime, path, { notify: false });
+  const server = await takeover.listen("web", { port: 0, hostname: loopback.hostname }, nodeNet.open);
+  await takeover.ready();
+  const clients = asking(20, elder.address);
+  void takeover.settle();
+  await takeover.close();
+  await takeover.settled;
+  assert.deepEqual(await ended(clients), { answered: 20 });
+  disposeAll(clients);
+  await nodeNet.close(server);
+});
