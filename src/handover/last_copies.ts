@@ -1,7 +1,7 @@
 /**
- * Listeners that no other process has, as far as this one knows: those that
- * come to their end with this process, or because a successor does not want
- * them.
+ * Sockets that no other process has, as far as this one knows: those that come
+ * to their end with this process, or because a successor does not want them;
+ * and how listeners among them are closed.
  *
  * @module
  */
@@ -62,9 +62,9 @@ export class LastCopies {
    * @param hasInherited Whether nobody else has what this process has inherited.
    */
   among(endpoints: Iterable<Endpoint>, hasInherited: boolean): Endpoint[] {
-    return [...endpoints].filter(({ name, kind, isSupervised }) => {
+    return [...endpoints].filter(({ name, isSupervised }) => {
       const isOurs = hasInherited || this.#bound.has(name);
-      return kind === "listener" && !isSupervised && isOurs && !this.#claimed.includes(name);
+      return !isSupervised && isOurs && !this.#claimed.includes(name);
     });
   }
 

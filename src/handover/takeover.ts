@@ -627,7 +627,7 @@ export class Takeover implements AsyncDisposable {
   /**
    * Ends this process's part without a successor: nobody can take over any
    * more, nothing more is accepted, Unix paths are removed, connections drain.
-   * During a hand-over the successor keeps what it has, paths included.
+   * During a hand-over the other process keeps what it has, paths included.
    *
    * Listeners that nobody else has are closed when those have been served who
    * wait at them, and whose handshakes are under way, at most `queueMs` later.
@@ -670,7 +670,8 @@ export class Takeover implements AsyncDisposable {
     const isAlone = !this.#incumbent.offers && hasInherited;
     // A successor that was offered everything and is not ready yet has copies of all.
     const isOffered = this.#incumbent.offers && this.#stage !== "leased";
-    const last = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const own = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const last = own.filter(({ kind }) => kind === "listener");
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
@@ -681,7 +682,7 @@ export class Takeover implements AsyncDisposable {
     this.#flows.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
-    if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
+    this.#paths.removeOf(own);
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();

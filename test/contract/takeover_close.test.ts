@@ -1,15 +1,16 @@
 /** Processes that end while others have what they have: who is served, and which paths stay. */
 
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import type { OfferedSocket } from "../../src/handover/flows.ts";
 import { Incumbent } from "../../src/handover/incumbent.ts";
-import { randomHex } from "../../src/handover/successor.ts";
+import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { ControlListener } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { bindListener } from "../../src/sockets/listener.ts";
+import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { identify } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { nodeNet } from "./natives.ts";
@@ -104,5 +105,40 @@ test("Takeover.close serves whoever waits while the incumbent's last word is on 
   await takeover.settled;
   assert.deepEqual(await ended(clients), { answered: 20 });
   disposeAll(clients);
+  await nodeNet.close(server);
+});
+
+/** A successor in this process, under another name. */
+async function succeed(path: string): Promise<Succession> {
+  const wishes = { runtime, limits: defaultLimits, path, instance: randomHex(), allowUsers: [], require: [] };
+  return await Succession.begin(connectPath(runtime, path)!, wishes);
+}
+
+test("Takeover.close in a lease removes the paths that the other process does not serve", async () => {
+  using folder = new TemporaryFolder();
+  const [path, claimed, unclaimed] = ["control.sock", "claimed.sock", "unclaimed.sock"].map((name) => folder.file(name));
+  const takeover = await Takeover.begin(runtime, path!, { notify: false });
+  const servers = [
+    await takeover.listen("claimed", { path: claimed! }, nodeNet.open),
+    await takeover.listen("unclaimed", { path: unclaimed! }, nodeNet.open),
+  ];
+  await takeover.ready();
+  const succession = await succeed(path!);
+  await succession.ready(["claimed"]);
+  await takeover.close();
+  assert.deepEqual([path, claimed, unclaimed].map((each) => existsSync(each!)), [true, true, false]);
+  succession[Symbol.dispose]();
+  for (const server of servers) await nodeNet.close(server);
+});
+
+test("Takeover.close in its own lease removes the path that no incumbent had", async () => {
+  using folder = new TemporaryFolder();
+  const [path, web] = [folder.file("control.sock"), folder.file("web.sock")];
+  using _elder = await Elder.open(path);
+  const takeover = await Takeover.begin(runtime, path, { notify: false });
+  const server = await takeover.listen("unix", { path: web }, nodeNet.open);
+  await takeover.ready();
+  await takeover.close();
+  assert.deepEqual([path, web].map((each) => existsSync(each)), [true, false]);
   await nodeNet.close(server);
 });
