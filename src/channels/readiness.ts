@@ -127,7 +127,7 @@ export function waitFor<T>(
 ): Promise<T> {
   return new Promise<T>((resolve, reject) => {
     if (options.signal?.aborted) return reject(options.signal.reason);
-    const stop = limited(options, reject, lateness);
+    const stop = limited(options, (error) => (stop(), reject(error)), lateness);
     something.then((value) => (stop(), resolve(value)), (error) => (stop(), reject(error)));
   });
 }

@@ -68,12 +68,18 @@ export class LastCopies {
     });
   }
 
-  /** Closes endpoints, once whoever waits at them has been served; after others, which may need their servers. */
-  close(endpoints: readonly Endpoint[]): void {
+  /**
+   * Closes endpoints, once whoever waits at them has been served; after other
+   * closings, which may need their servers.
+   *
+   * @param steered Never rejects, and resolves when nothing else steers connections to them.
+   */
+  close(endpoints: readonly Endpoint[], steered: Promise<unknown> = Promise.resolve()): void {
     const { runtime, limits } = this.#host;
     if (endpoints.length === 0) return;
-    const until = Date.now() + limits.queueMs;
-    const closing = this.#closing.then(() => closeForGood(runtime, endpoints, Math.max(0, until - Date.now())));
+    const until = steered.then(() => Date.now() + limits.queueMs);
+    const closing = Promise.all([until, this.#closing])
+      .then(([until]) => closeForGood(runtime, endpoints, Math.max(0, until - Date.now())));
     this.follow(endpoints.map(({ name }) => name), closing);
   }
 

@@ -6,6 +6,8 @@
 import assert from "node:assert/strict";
 import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
 import { closeForGood } from "../../src/handover/closing.ts";
+import { LastCopies } from "../../src/handover/last_copies.ts";
+import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { connectPath, unlinkPath } from "../../src/sockets/listener.ts";
@@ -115,6 +117,21 @@ test("closeForGood keeps nobody away from a listener that another program has go
   assert.deepEqual(await closed, { served: 0, migrated: 0, reset: 0 });
   assert.equal(waitingCount(runtime, copy.number), 3);
   disposeAll(clients);
+  await nodeNet.close(server);
+});
+
+test("LastCopies.close begins when nothing else steers connections", async () => {
+  const { endpoint, server, copy } = await served(nodeNet);
+  const failed = (error: unknown) => assert.fail(String(error));
+  const copies = new LastCopies({ runtime, limits: defaultLimits, closed: () => {}, failed });
+  const steered = Promise.withResolvers<void>();
+  copies.close([endpoint], steered.promise);
+  await sleep(50);
+  assert.deepEqual([endpoint.alive, leastHopsOf(runtime, copy.number, "inet")], [true, anyHops]);
+  copy[Symbol.dispose]();
+  steered.resolve();
+  await copies.closed;
+  assert.equal(endpoint.alive, false);
   await nodeNet.close(server);
 });
 

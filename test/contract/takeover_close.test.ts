@@ -12,11 +12,12 @@ import type { ControlListener } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { identify } from "../../src/sockets/socket.ts";
+import { listedMembers } from "../../src/steering/socket_diag.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { nodeNet } from "./natives.ts";
 import { loopback } from "./served.ts";
-import { connections, ended } from "./steering_ends.ts";
-import { runtime, test } from "./support.ts";
+import { connections, deafConnections, ended, groupOf } from "./steering_ends.ts";
+import { runtime, sleep, takeoverError, test } from "./support.ts";
 
 const request = new TextEncoder().encode("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
 
@@ -141,4 +142,47 @@ test("Takeover.close in its own lease removes the path that no incumbent had", a
   await takeover.close();
   assert.deepEqual([path, web].map((each) => existsSync(each)), [true, false]);
   await nodeNet.close(server);
+});
+
+test("Takeover.displace begins when the lease has ended, and surplus listeners are closed", async () => {
+  using folder = new TemporaryFolder();
+  const path = folder.file("control.sock");
+  using elder = await Elder.open(path, 2);
+  const takeover = await Takeover.begin(runtime, path, { notify: false });
+  const address = { port: elder.address.port, hostname: loopback.hostname, count: 1 };
+  const servers = await takeover.listenGroup("web", address, nodeNet.open);
+  await takeover.ready();
+  using others = groupOf("stream", 2, elder.address);
+  let isSettled = false;
+  void takeover.settled.then(() => isSettled = true);
+  const end = () => {
+    assert.equal(isSettled, true);
+    disposeAll(others.sockets);
+  };
+  const displaced = takeover.displace("web", end);
+  await sleep(100);
+  await takeover.settle();
+  assert.equal((await displaced).otherCount, 2);
+  await takeover.close();
+  for (const server of servers) await nodeNet.close(server);
+});
+
+test("Takeover.close ends displacing others, with its listeners open until then", async () => {
+  using folder = new TemporaryFolder();
+  const takeover = await Takeover.begin(runtime, folder.file("control.sock"), { notify: false, limits: { queueMs: 500 } });
+  const servers = await takeover.listenGroup("web", { port: 0, hostname: loopback.hostname, count: 2 }, nodeNet.open);
+  await takeover.ready();
+  const address = takeover.addr("web") as InetAddress;
+  using others = groupOf("stream", 2, address);
+  const told = Promise.withResolvers<void>();
+  const displaced = takeover.displace("web", () => (told.resolve(), new Promise(() => {})));
+  const own = () => listedMembers(runtime, address, "stream").length - others.sockets.length;
+  const ownAtEnd = displaced.catch(() => own());
+  await told.promise;
+  const half = deafConnections(2, address);
+  await takeover.close();
+  assert.equal(await ownAtEnd, 2);
+  await assert.rejects(displaced, takeoverError("ERR_TAKEOVER_STATE"));
+  disposeAll(half);
+  for (const server of servers) await nodeNet.close(server);
 });
