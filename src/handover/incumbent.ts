@@ -13,6 +13,7 @@ import type { OfferedSocket } from "./flows.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isElsewhere } from "../sockets/elsewhere.ts";
 import { TakeoverError } from "../errors.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
@@ -332,7 +333,9 @@ function isTimeout(error: unknown): boolean {
 
 function manifestEntry(offered: OfferedSocket | OfferedFlows, ticketKeys: string): OfferedEndpoint {
   const { kind, name, identity, isSupervised } = offered;
-  const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+  const { address, cookie } = identity;
+  const mark = isElsewhere(cookie) ? { elsewhere: true } : {};
+  const entry = { kind, name, address, cookie, supervised: isSupervised, ...mark };
   if ("fields" in offered) return { ...entry, ...offered.fields };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }

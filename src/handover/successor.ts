@@ -13,6 +13,7 @@ import { isOfKind, type Unopened } from "./binding.ts";
 import { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
+import { noteElsewhere } from "../sockets/elsewhere.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
@@ -348,6 +349,7 @@ function verified(
         sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
       if (!right) throw wrongSocket(offered, identity);
       setNonBlocking(runtime, descriptor.number);
+      if (offered.elsewhere) noteElsewhere(identity.cookie);
       return { descriptor, identity, isSupervised: offered.supervised === true };
     });
   } catch (error) {

@@ -3,21 +3,25 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
+import { Conversation } from "../../src/handover/conversation.ts";
 import type { OfferedSocket } from "../../src/handover/flows.ts";
 import { Incumbent } from "../../src/handover/incumbent.ts";
+import { parseOffer } from "../../src/handover/messages.ts";
+import { versions } from "../../src/handover/protocol.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
 import { Takeover } from "../../src/handover/takeover.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { ControlListener } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
+import { noteElsewhere } from "../../src/sockets/elsewhere.ts";
 import { identify } from "../../src/sockets/socket.ts";
 import { listedMembers } from "../../src/steering/socket_diag.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { nodeNet } from "./natives.ts";
 import { loopback } from "./served.ts";
 import { connections, deafConnections, ended, groupOf } from "./steering_ends.ts";
-import { runtime, sleep, takeoverError, test } from "./support.ts";
+import { patienceMs, runtime, sleep, takeoverError, test } from "./support.ts";
 
 const request = new TextEncoder().encode("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
 
@@ -185,4 +189,26 @@ test("Takeover.close ends displacing others, with its listeners open until then"
   await assert.rejects(displaced, takeoverError("ERR_TAKEOVER_STATE"));
   disposeAll(half);
   for (const server of servers) await nodeNet.close(server);
+});
+
+test("Takeover tells its successor of a listener that another program may have too", async () => {
+  using folder = new TemporaryFolder();
+  const path = folder.file("control.sock");
+  const takeover = await Takeover.begin(runtime, path, { notify: false });
+  const server = await takeover.listen("web", { port: 0, hostname: loopback.hostname }, nodeNet.open);
+  const other = await takeover.listen("other", { port: 0, hostname: loopback.hostname }, nodeNet.open);
+  await takeover.ready();
+  noteElsewhere(listedMembers(runtime, takeover.addr("web") as InetAddress, "stream")[0]!.cookie);
+  const conversation = new Conversation(runtime.adoptStream(connectPath(runtime, path)!.take()), "successor", defaultLimits);
+  const hello = { type: "hello", versions, token: randomHex(), instance: randomHex(), pid: 1, runtime: "test", room: 1_000 };
+  conversation.send({ ...hello, require: [] } as { type: string });
+  const offer = parseOffer(await conversation.receive(patienceMs, "offerMs"), defaultLimits);
+  assert.deepEqual(offer.endpoints.map(({ name, elsewhere }) => [name, elsewhere]), [
+    ["", undefined],
+    ["web", true],
+    ["other", undefined],
+  ]);
+  conversation.destroy();
+  await takeover.close();
+  for (const each of [server, other]) await nodeNet.close(each);
 });
