@@ -10,6 +10,7 @@
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import type { OfferedFlows } from "./endpoint_flows.ts";
 import type { OfferedSocket } from "./flows.ts";
+import { waitFor } from "../channels/readiness.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
@@ -167,7 +168,7 @@ export class Incumbent {
     let flows: readonly OfferedFlows[] = [];
     let second: Conversation | null = null;
     try {
-      await Promise.race([this.#host.atRest(), conversation.failed]);
+      await this.#beAtRest(conversation);
       if (hello.datagrams) flows = await this.#host.flows();
       if (this.#closed) return;
       session.isOffered = true;
@@ -190,6 +191,17 @@ export class Incumbent {
       if (second) second.destroy();
       else if (!session.isJoined) void joined.then((late) => late.destroy());
     }
+  }
+
+  /** A successor with the same limits hears why it is refused, before its own patience is at an end. */
+  async #beAtRest({ failed }: Conversation): Promise<void> {
+    const timeoutMs = this.#host.limits.offerMs / 2;
+    await waitFor(Promise.race([this.#host.atRest(), failed]), { timeoutMs }, () =>
+      new TakeoverError(
+        "ERR_TAKEOVER_BUSY",
+        `Cannot hand over within ${timeoutMs} ms (half of the limit offerMs): expected this process to be at rest, it ` +
+          "still displaces others or closes surplus listeners; try again when it has done so",
+      ));
   }
 
   /** One that does not know of datagram sockets would take them for malformed. */

@@ -191,6 +191,24 @@ test("Takeover.close ends displacing others, with its listeners open until then"
   for (const server of servers) await nodeNet.close(server);
 });
 
+test("Takeover refuses a successor that has waited for others to be displaced", async () => {
+  using folder = new TemporaryFolder();
+  const path = folder.file("control.sock");
+  const takeover = await Takeover.begin(runtime, path, { notify: false, limits: { offerMs: 200, queueMs: 100 } });
+  const servers = await takeover.listenGroup("web", { port: 0, hostname: loopback.hostname, count: 1 }, nodeNet.open);
+  await takeover.ready();
+  using others = groupOf("stream", 1, takeover.addr("web") as InetAddress);
+  const told = Promise.withResolvers<void>();
+  const displaced = takeover.displace("web", () => told.resolve());
+  await told.promise;
+  await assert.rejects(succeed(path), { ...takeoverError("ERR_TAKEOVER_BUSY"), message: /displaces others/ });
+  disposeAll(others.sockets);
+  assert.equal((await displaced).otherCount, 1);
+  (await succeed(path)).abort(new Error("enough"));
+  await takeover.close();
+  for (const server of servers) await nodeNet.close(server);
+});
+
 test("Takeover tells its successor of a listener that another program may have too", async () => {
   using folder = new TemporaryFolder();
   const path = folder.file("control.sock");
