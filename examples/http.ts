@@ -47,8 +47,10 @@ await run("http", (takeover, who) => {
 function pidsIn(text: string): number[] {
   const pids = text.split(/\s+/).filter(Boolean).map(Number);
   if (pids.length > 0 && pids.every((pid) => Number.isInteger(pid) && pid > 1)) return pids;
-  const found = JSON.stringify(text);
-  throw new TakeoverError("ERR_TAKEOVER_RANGE", `Cannot displace ${found}: expected pids in DISPLACES; give those of the servers`);
+  throw new TakeoverError(
+    "ERR_TAKEOVER_RANGE",
+    `Cannot displace ${JSON.stringify(text)}: expected pids in DISPLACES; give those of the servers`,
+  );
 }
 
 /** The others serve on, and so does this process. */

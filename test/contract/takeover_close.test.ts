@@ -39,7 +39,11 @@ class Elder implements Disposable {
   readonly #listeners: readonly OwnedDescriptor[];
   readonly #incumbent: Incumbent;
 
-  private constructor(control: ControlListener, offered: readonly OfferedSocket[], listeners: readonly OwnedDescriptor[]) {
+  private constructor(
+    control: ControlListener,
+    offered: readonly OfferedSocket[],
+    listeners: readonly OwnedDescriptor[],
+  ) {
     this.#control = control;
     this.#listeners = listeners;
     this.address = offered[1]!.identity.address as InetAddress;
@@ -121,7 +125,7 @@ async function succeed(path: string): Promise<Succession> {
 
 test("Takeover.close in a lease removes the paths that the other process does not serve", async () => {
   using folder = new TemporaryFolder();
-  const [path, claimed, unclaimed] = ["control.sock", "claimed.sock", "unclaimed.sock"].map((name) => folder.file(name));
+  const [path, claimed, unclaimed] = ["control", "claimed", "unclaimed"].map((name) => folder.file(`${name}.sock`));
   const takeover = await Takeover.begin(runtime, path!, { notify: false });
   const servers = [
     await takeover.listen("claimed", { path: claimed! }, nodeNet.open),
@@ -173,7 +177,8 @@ test("Takeover.displace begins when the lease has ended, and surplus listeners a
 
 test("Takeover.close ends displacing others, with its listeners open until then", async () => {
   using folder = new TemporaryFolder();
-  const takeover = await Takeover.begin(runtime, folder.file("control.sock"), { notify: false, limits: { queueMs: 500 } });
+  const limits = { queueMs: 500 };
+  const takeover = await Takeover.begin(runtime, folder.file("control.sock"), { notify: false, limits });
   const servers = await takeover.listenGroup("web", { port: 0, hostname: loopback.hostname, count: 2 }, nodeNet.open);
   await takeover.ready();
   const address = takeover.addr("web") as InetAddress;
@@ -217,9 +222,11 @@ test("Takeover tells its successor of a listener that another program may have t
   const other = await takeover.listen("other", { port: 0, hostname: loopback.hostname }, nodeNet.open);
   await takeover.ready();
   noteElsewhere(listedMembers(runtime, takeover.addr("web") as InetAddress, "stream")[0]!.cookie);
-  const conversation = new Conversation(runtime.adoptStream(connectPath(runtime, path)!.take()), "successor", defaultLimits);
-  const hello = { type: "hello", versions, token: randomHex(), instance: randomHex(), pid: 1, runtime: "test", room: 1_000 };
-  conversation.send({ ...hello, require: [] } as { type: string });
+  const stream = runtime.adoptStream(connectPath(runtime, path)!.take());
+  const conversation = new Conversation(stream, "successor", defaultLimits);
+  const [token, instance] = [randomHex(), randomHex()];
+  const hello = { type: "hello", versions, token, instance, pid: 1, runtime: "test", room: 1_000, require: [] };
+  conversation.send(hello as { type: string });
   const offer = parseOffer(await conversation.receive(patienceMs, "offerMs"), defaultLimits);
   assert.deepEqual(offer.endpoints.map(({ name, elsewhere }) => [name, elsewhere]), [
     ["", undefined],
