@@ -112,12 +112,27 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
  * @param others Never rejects.
  */
 export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Promise<void> {
-  return new Promise<void>((resolve, reject) => {
-    const late = (timeoutMs: number): TakeoverError =>
-      new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+  const late = (timeoutMs: number): TakeoverError =>
+    new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+  return waitFor(others, options, late).then(() => {});
+}
+
+/**
+ * Waits for what something gives; the signal and the time limit end the wait,
+ * and not that.
+ *
+ * @param lateness Makes the error for when the time is over.
+ */
+export function waitFor<T>(
+  something: Promise<T>,
+  options: WaitOptions,
+  lateness: (timeoutMs: number) => Error = (timeoutMs) =>
+    new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot go on within ${timeoutMs} ms: expected what is waited for to end`),
+): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
     if (options.signal?.aborted) return reject(options.signal.reason);
-    const stop = limited(options, reject, late);
-    others.then(() => (stop(), resolve()));
+    const stop = limited(options, (error) => (stop(), reject(error)), lateness);
+    something.then((value) => (stop(), resolve(value)), (error) => (stop(), reject(error)));
   });
 }
 

@@ -10,9 +10,11 @@
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import type { OfferedFlows } from "./endpoint_flows.ts";
 import type { OfferedSocket } from "./flows.ts";
+import { waitFor } from "../channels/readiness.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isElsewhere } from "../sockets/elsewhere.ts";
 import { TakeoverError } from "../errors.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
@@ -166,7 +168,7 @@ export class Incumbent {
     let flows: readonly OfferedFlows[] = [];
     let second: Conversation | null = null;
     try {
-      await Promise.race([this.#host.atRest(), conversation.failed]);
+      await this.#beAtRest(conversation);
       if (hello.datagrams) flows = await this.#host.flows();
       if (this.#closed) return;
       // Servers may have been opened and closed meanwhile.
@@ -190,6 +192,17 @@ export class Incumbent {
       if (second) second.destroy();
       else if (!session.isJoined) void joined.then((late) => late.destroy());
     }
+  }
+
+  /** A successor with the same limits hears why it is refused, before its own patience is at an end. */
+  async #beAtRest({ failed }: Conversation): Promise<void> {
+    const timeoutMs = this.#host.limits.offerMs / 2;
+    await waitFor(Promise.race([this.#host.atRest(), failed]), { timeoutMs }, () =>
+      new TakeoverError(
+        "ERR_TAKEOVER_BUSY",
+        `Cannot hand over within ${timeoutMs} ms (half of the limit offerMs): expected this process to be at rest, it ` +
+          "still displaces others or closes surplus listeners; try again when it has done so",
+      ));
   }
 
   /** One that does not know of datagram sockets would take them for malformed. */
@@ -336,7 +349,9 @@ function isTimeout(error: unknown): boolean {
 
 function manifestEntry(offered: OfferedSocket | OfferedFlows, ticketKeys: string): OfferedEndpoint {
   const { kind, name, identity, isSupervised } = offered;
-  const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+  const { address, cookie } = identity;
+  const mark = isElsewhere(cookie) ? { elsewhere: true } : {};
+  const entry = { kind, name, address, cookie, supervised: isSupervised, ...mark };
   if ("fields" in offered) return { ...entry, ...offered.fields };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }

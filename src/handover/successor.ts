@@ -13,6 +13,7 @@ import { isOfKind, type Unopened } from "./binding.ts";
 import { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
+import { noteElsewhere } from "../sockets/elsewhere.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
@@ -66,6 +67,7 @@ export class Succession {
   /** On which connections come; null where none do. */
   #second: FdChannel | null;
   #leaseEnd: Promise<void> = Promise.resolve();
+  #isSettling = false;
 
   private constructor(
     offer: Offer,
@@ -162,11 +164,17 @@ export class Succession {
     return this.#leaseEnd;
   }
 
+  /** Whether settled was said: the incumbent cannot come back any more, unless it has said so before. */
+  get isSettling(): boolean {
+    return this.#isSettling;
+  }
+
   /** Ends the lease: the incumbent closes its copies. */
   async settle(): Promise<void> {
     const conversation = this.#conversation;
     if (conversation.open && conversation.state === "leased") {
       conversation.send({ type: "settled" });
+      this.#isSettling = true;
       // An incumbent that is stopped reads settled when it goes on. Until then
       // nothing more can come of it.
       const timer = setTimeout(() => conversation.destroy(), this.#limits.releaseMs);
@@ -343,6 +351,7 @@ function verified(
         sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
       if (!right) throw wrongSocket(offered, identity);
       setNonBlocking(runtime, descriptor.number);
+      if (offered.elsewhere) noteElsewhere(identity.cookie);
       return { descriptor, identity, isSupervised: offered.supervised === true };
     });
   } catch (error) {

@@ -28,6 +28,7 @@ import { ForeignSockets } from "./foreign_sockets.ts";
 import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
+import { waitFor } from "../channels/readiness.ts";
 import { displace, type Displaced } from "./displacing.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { LastCopies } from "./last_copies.ts";
@@ -344,18 +345,23 @@ export class Takeover implements AsyncDisposable {
    * Takes the place of programs that share an endpoint's address
    * (SO_REUSEPORT) and know nothing of hand-overs: all new connections come
    * here, the others accept what waits for them, and only then are told to end.
-   * Nobody is reset by that. Others are displaced one call after the other; a
-   * successor that comes meanwhile waits.
+   * Nobody is reset by that. It begins when the lease with the incumbent has
+   * ended ({@linkcode settled}). Others are displaced one call after the other;
+   * a successor that comes meanwhile waits for half of `offerMs`, and is refused
+   * with `ERR_TAKEOVER_BUSY` then.
    *
    * @param name Of a group, or an endpoint with `reusePort`, that accepts.
    * @param end Tells the others to end, for instance with a signal; awaited.
-   * @param options `timeoutMs`: how long they may take to end; `drainMs` when left out.
+   * @param options `timeoutMs`: how long they may take to accept what waits, to
+   *   be told, and to end; `drainMs` when left out. Handshakes have `queueMs` before.
    * @returns How many listeners the others had, and how many connections waited there.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
    *   when this process does not serve, or a successor is taking over, or the
    *   endpoint cannot be shared;
+   *   `ERR_TAKEOVER_REVOKED` when the incumbent has taken over again;
    *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
-   *   spread over all again.
+   *   spread over all again. They have not been told to end if connections
+   *   still wait there.
    *
    * @example
    * ```ts ignore
@@ -374,6 +380,7 @@ export class Takeover implements AsyncDisposable {
     const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
     const displaced = this.#displacing.then(async () => {
+      await this.#beingSettled();
       this.#checkStage("displace others", "serving");
       if (this.#incumbent.busy) throw isBeingReplaced(name);
       this.#isDisplacing = true;
@@ -381,6 +388,13 @@ export class Takeover implements AsyncDisposable {
     });
     this.#displacing = displaced.catch(() => {}).finally(() => this.#isDisplacing = false);
     return await displaced;
+  }
+
+  /** Until the incumbent cannot come back, and connections are steered away from no surplus listener any more. */
+  async #beingSettled(): Promise<void> {
+    const { signal } = this.#ending;
+    await waitFor(this.settled, { signal });
+    await waitFor(this.#groups.atRest, { signal });
   }
 
   /**
@@ -628,18 +642,20 @@ export class Takeover implements AsyncDisposable {
   /**
    * Ends this process's part without a successor: nobody can take over any
    * more, nothing more is accepted, Unix paths are removed, connections drain.
-   * During a hand-over the successor keeps what it has, paths included.
+   * During a hand-over the other process keeps what it has, paths included.
    *
    * Listeners that nobody else has are closed when those have been served who
    * wait at them, and whose handshakes are under way, at most `queueMs` later.
+   * After {@linkcode settle} the incumbent's last word comes first, at most
+   * `releaseMs` later.
    *
    * @param options `keepPaths` leaves the paths of Unix endpoints to whoever
    *   else has them, a HAProxy that took them for instance.
    */
   async close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
-    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
-    await this.#copies.closed;
-    await this.#reporting.idle();
+    // Once it is settled, nobody else has what this process has, and all of it can be closed with care.
+    if (this.#succession?.isSettling && !this.#isSettled) await this.settled.catch(() => {});
+    await this.#close(options.keepPaths === true);
   }
 
   /** The same as {@linkcode close}, for `await using`. */
@@ -657,13 +673,21 @@ export class Takeover implements AsyncDisposable {
     );
   }
 
+  async #close(keepPaths: boolean): Promise<void> {
+    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(keepPaths);
+    await this.#displacing;
+    await this.#copies.closed;
+    await this.#reporting.idle();
+  }
+
   #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const hasInherited = this.#succession === null || this.#isSettled;
     const isAlone = !this.#incumbent.offers && hasInherited;
     // A successor that was offered everything and is not ready yet has copies of all.
     const isOffered = this.#incumbent.offers && this.#stage !== "leased";
-    const last = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const own = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const last = own.filter(({ kind }) => kind === "listener");
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
@@ -674,11 +698,11 @@ export class Takeover implements AsyncDisposable {
     this.#flows.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
-    if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
+    this.#paths.removeOf(own);
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();
-    this.#copies.close(last);
+    this.#copies.close(last, this.#displacing);
     if (last.length === 0 || !isAlone) return this.#closeControl(isAlone);
     // Whoever starts meanwhile waits there, and does not find the addresses in use.
     this.#controlEndpoint?.pause();
@@ -807,7 +831,7 @@ export class Takeover implements AsyncDisposable {
       this.#settle();
     } catch (error) {
       if (this.#stage === "closed") return this.#settle(error);
-      await this.close();
+      await this.#close(false);
       this.#emitter.emit("revoked", reported(error));
       this.#settle(error);
       this.#revoke(error);
