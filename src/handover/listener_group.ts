@@ -70,8 +70,10 @@ export class ListenerGroup {
   readonly #servers: Endpoint[] = [];
   #away: KeepingAway | null = null;
   #surplus: Surplus | null = null;
-  /** Names of listeners that came and are not wanted. */
-  readonly surplusNames: string[] = [];
+  /** How many members the incumbent has that are wanted. */
+  #keptCount = 0;
+  /** Listeners that came and are not wanted, by name. */
+  readonly #unwanted = new Map<string, Unopened>();
   #closing: Promise<QueueCounts | null> | null = null;
 
   /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
@@ -92,6 +94,7 @@ export class ListenerGroup {
    *   the kernel has no tables to ask.
    */
   async prepare(inherited: readonly [string, Unopened][], count: number): Promise<void> {
+    this.#keptCount = Math.min(inherited.length, count);
     if (inherited.length === 0 || inherited.length === count) return;
     const descriptors = inherited.map(([, { descriptor }]) => descriptor.number);
     if (!descriptors.every((each) => isShared(this.#runtime, each))) throw notShared(inherited[0]![0], count);
@@ -99,9 +102,14 @@ export class ListenerGroup {
     if (isSupervised && !this.#isOwnStore) throw supervised(inherited[0]![0], inherited.length, count);
     const kept = new Set(descriptors.slice(0, count).map((each) => cookieOf(this.#runtime, each)));
     this.#away = await keepAwayFromOthers(this.#runtime, descriptors, (cookie) => kept.has(cookie));
-    const surplus = inherited.slice(count);
-    this.surplusNames.push(...surplus.map(([name]) => name));
-    this.#surplus = new Surplus(this.#runtime, surplus.map(([, { descriptor }]) => descriptor), () => this.#servers);
+    for (const [name, socket] of inherited.slice(count)) this.#unwanted.set(name, socket);
+    const surplus = [...this.#unwanted.values()].map(({ descriptor }) => descriptor);
+    this.#surplus = new Surplus(this.#runtime, surplus, () => this.#servers);
+  }
+
+  /** Names of listeners that came and are not wanted. */
+  get surplusNames(): string[] {
+    return [...this.#unwanted.keys()];
   }
 
   /** By which program new connections go to some members alone; null when they go to all. */
@@ -113,6 +121,22 @@ export class ListenerGroup {
   opened(endpoint: Endpoint): void {
     this.#servers.push(endpoint);
     this.#away?.joined(endpoint.descriptor);
+  }
+
+  /**
+   * This process is to be ready. Where it has not opened all that it wants of
+   * the incumbent's, that one serves what is missing, and what is not wanted.
+   *
+   * @returns What goes back, by name; the caller owns it.
+   */
+  giveUpUnlessOpened(): ReadonlyMap<string, Unopened> {
+    const unwanted = new Map(this.#unwanted);
+    if (this.#servers.length >= this.#keptCount) return new Map();
+    this.#unwanted.clear();
+    this.#surplus = null;
+    this.#away?.end();
+    this.#away = null;
+    return unwanted;
   }
 
   /** This process serves. */
@@ -150,7 +174,7 @@ export class ListenerGroup {
     try {
       await forgotten;
       const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
-      return this.surplusNames.length > 0 ? counts : null;
+      return this.#unwanted.size > 0 ? counts : null;
     } finally {
       this.#surplus?.[Symbol.dispose]();
       this.#away = null;

@@ -106,6 +106,18 @@ export class ListenerGroups implements Disposable {
     return begun;
   }
 
+  /**
+   * This process is to be ready. A group of which the incumbent keeps a member,
+   * because it has not been opened, is steered no more.
+   *
+   * @param giveBack Takes what was not wanted of it.
+   */
+  readying(giveBack: (name: string, socket: Unopened) => void): void {
+    for (const group of this.#all()) {
+      for (const [name, socket] of group.giveUpUnlessOpened()) giveBack(name, socket);
+    }
+  }
+
   /** This process serves. */
   serve(): void {
     for (const group of this.#all()) group.serve();

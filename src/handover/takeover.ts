@@ -288,7 +288,8 @@ export class Takeover implements AsyncDisposable {
    * gets connections when the lease has ended.
    *
    * When a server fails to open, those before it stay; the same call once more
-   * opens the ones that are missing, and returns all.
+   * opens the ones that are missing, and returns all. At {@linkcode ready} the
+   * incumbent keeps those of its listeners that are missing still.
    *
    * @param name Names the group across generations.
    * @param address Where it is to be, and how many listeners it has: `count`.
@@ -461,6 +462,7 @@ export class Takeover implements AsyncDisposable {
       throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot be ready while ${names} is being opened: await listen first`);
     }
     this.#isReadying = true;
+    this.#groups.readying((name, socket) => this.#succession?.giveBack(name, socket));
     const claimed = this.inherited.filter((name) => this.#isClaimed(name));
     try {
       await this.#succession?.ready(claimed);

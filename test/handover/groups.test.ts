@@ -253,6 +253,33 @@ test("a successor that is killed before it is ready leaves listeners as they wer
   assert.ok(waiting.length === 6 && waiting.every((count) => count > 0), String(waiting));
 });
 
+/** How many of 200 clients wait at each listener while nobody accepts; then they are answered. */
+async function waitingWhileStopped(port: number, servers: readonly Server[]): Promise<number[]> {
+  for (const server of servers) server.signal("SIGSTOP");
+  const clients = await openClients(port, 200);
+  const waiting = waitingAt(port);
+  for (const server of servers) server.signal("SIGCONT");
+  assert.deepEqual(await outcomesOf(clients), { answered: 200 });
+  return waiting;
+}
+
+test("a successor whose server fails to open tries again, and has the incumbent's listener", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000", LISTENERS: "3" }, fixture);
+  const incumbent = await relay.next("deno");
+  const successor = await relay.next("node", { STUMBLE: "again" });
+  const waiting = await waitingWhileStopped(relay.port, [incumbent, successor]);
+  assert.equal(waiting.length, 3, String(waiting));
+});
+
+test("a successor that goes on without all servers of a group leaves the others to the incumbent", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000", LISTENERS: "4" }, fixture);
+  const incumbent = await relay.next("bun");
+  const successor = await relay.next("node", { LISTENERS: "3", STUMBLE: "on" });
+  await successor.event("steering");
+  const waiting = await waitingWhileStopped(relay.port, [incumbent, successor]);
+  assert.ok(waiting.length === 4 && waiting.every((count) => count > 0), String(waiting));
+});
+
 /** What becomes of clients that come one after the other until nobody is there. */
 async function comeUntilRefused(port: number): Promise<Record<string, number>> {
   const counts: Record<string, number> = {};
