@@ -43,6 +43,8 @@ export interface IncumbentHost {
   greeted(): void;
   /** Resolves when nothing is left of this process's own beginning: all that it has, it keeps. */
   atRest(): Promise<unknown>;
+  /** Everything is about to be offered. */
+  offering(): void;
   /** The successor waits for its lease: what takes its time before that, while everything is served. */
   readying(claimed: readonly string[]): Promise<void>;
   /** Ready: stop accepting on the control socket and what is claimed. */
@@ -59,6 +61,8 @@ export interface IncumbentHost {
   settled(to: Peer, claimed: readonly string[]): void;
   /** The successor knows: close the copies. */
   release(to: Peer, claimed: readonly string[]): void;
+  /** A successor was lost before ready, that may have done something with what it was offered. */
+  takeBack(): void;
   /** A successor was refused, or lost before ready. */
   abandon(error: unknown): void;
 }
@@ -169,6 +173,7 @@ export class Incumbent {
       await Promise.race([this.#host.atRest(), conversation.failed]);
       if (hello.datagrams) flows = await this.#host.flows();
       if (this.#closed) return;
+      this.#host.offering();
       session.isOffered = true;
       // Servers may have been opened and closed meanwhile.
       const endpoints = this.#endpointsFor(hello);
@@ -182,8 +187,12 @@ export class Incumbent {
       const moving = hello.moves ? second : null;
       if (moving) second = null;
       await this.#lease(session, claimed, moving);
-    } finally {
+    } catch (error) {
       this.#session = null;
+      if (session.isOffered && !this.#closed) this.#host.takeBack();
+      throw error;
+    } finally {
+      if (this.#session === session) this.#session = null;
       disposeAll(flows.map(({ channel }) => channel));
       // A second connection that comes too late has nobody, either.
       if (second) second.destroy();
@@ -291,6 +300,7 @@ export class Incumbent {
       // This process ends: the successor serves, there is nothing to resume.
       if (this.#closed) return;
       conversation.refuse(error);
+      this.#session = null;
       this.#host.resume(to, error);
       return;
     }

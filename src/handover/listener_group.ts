@@ -17,17 +17,17 @@
  * @module
  */
 
-import { sameAddress, type SocketAddress } from "../c/sockaddr.ts";
+import { type InetAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { satisfies } from "../sockets/address.ts";
 import { cookieOf } from "../sockets/socket.ts";
-import { detachFromGroup } from "../steering/attach.ts";
 import { keepAwayFromOthers, type KeepingAway, type Steering } from "../steering/keep_away.ts";
 import { isShared } from "../steering/reuseport.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Unopened } from "./binding.ts";
 import type { QueueCounts } from "./queue_counts.ts";
+import type { Stragglers } from "./stragglers.ts";
 import { Surplus } from "./surplus.ts";
 
 /** The names of a group's members: those that it has had, then `name`, `name.2`, …, as far as they are free. */
@@ -56,18 +56,14 @@ export function inheritedMembers(
   return named.filter(([, { identity }]) => sameAddress(identity.address, named[0]![1].identity.address));
 }
 
-/** Takes away what a successor that was lost has steered listeners of one address by, if they are shared. */
-export function takeBack(runtime: Runtime, endpoints: readonly Endpoint[]): void {
-  // One may have another listener for a moment.
-  const open = endpoints.find(({ alive, descriptor }) => alive && isShared(runtime, descriptor));
-  if (open) detachFromGroup(runtime, open.descriptor);
-}
-
 /** The group as one process serves it. */
 export class ListenerGroup {
   readonly #runtime: Runtime;
   readonly #isOwnStore: boolean;
+  readonly #stragglers: Stragglers;
   readonly #servers: Endpoint[] = [];
+  /** Where it is, when the incumbent has it. */
+  #address: InetAddress | null = null;
   #away: KeepingAway | null = null;
   #surplus: Surplus | null = null;
   /** How many members the incumbent has that are wanted. */
@@ -77,9 +73,10 @@ export class ListenerGroup {
   #closing: Promise<QueueCounts | null> | null = null;
 
   /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
-  constructor(runtime: Runtime, isOwnStore: boolean) {
+  constructor(runtime: Runtime, isOwnStore: boolean, stragglers: Stragglers) {
     this.#runtime = runtime;
     this.#isOwnStore = isOwnStore;
+    this.#stragglers = stragglers;
   }
 
   /**
@@ -101,6 +98,7 @@ export class ListenerGroup {
     const isSupervised = inherited.slice(count).some(([, { isSupervised }]) => isSupervised);
     if (isSupervised && !this.#isOwnStore) throw supervised(inherited[0]![0], inherited.length, count);
     const kept = new Set(descriptors.slice(0, count).map((each) => cookieOf(this.#runtime, each)));
+    this.#address = inherited[0]![1].identity.address as InetAddress;
     this.#away = await keepAwayFromOthers(this.#runtime, descriptors, (cookie) => kept.has(cookie));
     for (const [name, socket] of inherited.slice(count)) this.#unwanted.set(name, socket);
     const surplus = [...this.#unwanted.values()].map(({ descriptor }) => descriptor);
@@ -146,7 +144,8 @@ export class ListenerGroup {
 
   /**
    * Nothing comes back to the incumbent: surplus members are closed, and the
-   * kernel spreads over all that are left.
+   * kernel spreads over all that are left, once no other process has a surplus
+   * one.
    *
    * @param forgotten Resolves when no service manager has copies of them: one that stays in the group is nobody's.
    * @returns What became of those who waited at them; null where there were
@@ -178,13 +177,9 @@ export class ListenerGroup {
     } finally {
       this.#surplus?.[Symbol.dispose]();
       this.#away = null;
-      away.end();
+      const cookies = [...this.#unwanted.values()].map(({ identity }) => identity.cookie);
+      this.#stragglers.endOnceGone(this.#address!, cookies, () => away.end());
     }
-  }
-
-  /** A successor was lost: the kernel spreads over all again, whatever that one had done. */
-  takeBack(): void {
-    if (!this.#away) takeBack(this.#runtime, this.#servers);
   }
 
   /** Gives up what was not wanted: the incumbent has it. */

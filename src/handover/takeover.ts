@@ -172,7 +172,7 @@ export class Takeover implements AsyncDisposable {
     this.settled.catch(() => {});
     this.released.catch(() => {});
     this.state = succession?.state ?? null;
-    this.#groups = new ListenerGroups(runtime, this.#store);
+    this.#groups = new ListenerGroups(runtime, this.#store, () => this.#isDisplacing || this.#incumbent.offers);
     this.#copies = new LastCopies({
       runtime,
       limits: this.#limits,
@@ -210,6 +210,7 @@ export class Takeover implements AsyncDisposable {
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
       atRest: () => Promise.all([this.#displacing, this.#groups.atRest]),
+      offering: () => this.#groups.offering(this.#listeners()),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       readying: (claimed) => this.#flows.readying(claimed),
@@ -218,6 +219,7 @@ export class Takeover implements AsyncDisposable {
       resume: (to, error) => this.#resume(to, error),
       settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
+      takeBack: () => this.#takeBackGroups(),
       abandon: (error) => this.#abandon(error),
     });
   }
@@ -679,6 +681,7 @@ export class Takeover implements AsyncDisposable {
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();
+    this.#groups.leave();
     this.#copies.close(last);
     if (last.length === 0 || !isAlone) return this.#closeControl(isAlone);
     // Whoever starts meanwhile waits there, and does not find the addresses in use.
@@ -832,7 +835,6 @@ export class Takeover implements AsyncDisposable {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
-      this.#takeBackGroups();
       this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
@@ -841,7 +843,11 @@ export class Takeover implements AsyncDisposable {
   /** What is being displaced is steered by this process itself. */
   #takeBackGroups(): void {
     if (this.#isDisplacing) return;
-    this.#groups.takeBack([...this.#endpoints.values()].filter(({ kind }) => kind === "listener"));
+    this.#groups.takeBack(this.#listeners());
+  }
+
+  #listeners(): Endpoint[] {
+    return [...this.#endpoints.values()].filter(({ kind }) => kind === "listener");
   }
 
   #offered(): OfferedSocket[] {
@@ -888,6 +894,7 @@ export class Takeover implements AsyncDisposable {
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
     this.#flows.released();
+    this.#groups.leave();
     const unclaimed = this.#unclaimed(claimed);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);

@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { duplicate } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { emptyListener } from "../../src/steering/empty_listener.ts";
 import { keepAwayFromOthers, type KeepingAway } from "../../src/steering/keep_away.ts";
@@ -34,7 +35,7 @@ const counts = (sockets: readonly OwnedDescriptor[]) => sockets.map(({ number })
 function closeAll(surplus: readonly OwnedDescriptor[], cookies: readonly string[], away: KeepingAway): void {
   for (const [index, socket] of [...surplus.entries()].toReversed()) {
     socket[Symbol.dispose]();
-    away.left(cookies[index]!);
+    away.closed(cookies[index]!);
   }
 }
 
@@ -125,6 +126,23 @@ test("keepAwayFromOthers keeps out a listener that joins, and follows one of oth
   away.end();
   serveAll(own.sockets);
   assert.deepEqual(await ended(clients), { answered: 120 });
+  disposeAll(clients);
+});
+
+test("keepAwayFromOthers keeps out a listener that was closed here while somebody else has a copy", async () => {
+  using opened = groupOf("stream", 5);
+  const { group: { address: at }, sockets, cookies } = opened;
+  const isKept = (cookie: string) => [0, 3, 4].some((index) => cookies[index] === cookie);
+  const away = await keepAwayFromOthers(ordinary, sockets.map(({ number }) => number), isKept);
+  const surplus = [sockets[1]!, sockets[2]!];
+  const copies = surplus.map(({ number }) => new OwnedDescriptor(runtime, duplicate(runtime, number)));
+  closeAll(surplus, cookies.slice(1, 3), away);
+  const clients = connections(60, at);
+  assert.deepEqual(counts(copies), [0, 0]);
+  disposeAll(copies);
+  away.end();
+  serveAll(sockets);
+  assert.deepEqual(await ended(clients), { answered: 60 });
   disposeAll(clients);
 });
 

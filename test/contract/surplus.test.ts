@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import type { Unopened } from "../../src/handover/binding.ts";
 import { ListenerGroup } from "../../src/handover/listener_group.ts";
+import { Stragglers } from "../../src/handover/stragglers.ts";
 import { Surplus } from "../../src/handover/surplus.ts";
 import { Endpoint } from "../../src/natives/endpoint.ts";
 import type { Runtime } from "../../src/runtime.ts";
@@ -20,6 +21,9 @@ import { runtime, sleep, takeoverError, test } from "./support.ts";
 
 /** What a call gives when the process has all the descriptors that it may have (EMFILE). */
 const none = -24;
+
+/** Nobody is waited for. */
+const stragglers = new Stragglers(runtime, () => false);
 
 test("Surplus serves whoever waits once there is a descriptor again", async () => {
   let isFull = true;
@@ -75,10 +79,10 @@ test("ListenerGroup.prepare refuses to leave a service manager's listener withou
   const inherited = opened.sockets.map((descriptor, index): [string, Unopened] => {
     return [`web.${index}`, { descriptor, identity: identify(runtime, descriptor.number)!, isSupervised: true }];
   });
-  const group = new ListenerGroup(runtime, false);
+  const group = new ListenerGroup(runtime, false, stragglers);
   await assert.rejects(group.prepare(inherited, 1), takeoverError("ERR_TAKEOVER_STATE"));
   assert.equal(group.steering, null);
-  const own = new ListenerGroup(runtime, true);
+  const own = new ListenerGroup(runtime, true, stragglers);
   await own.prepare(inherited, 1);
   assert.deepEqual(own.surplusNames, ["web.1"]);
   own[Symbol.dispose]();
