@@ -20,12 +20,12 @@
 import { type InetAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
-import { satisfies } from "../sockets/address.ts";
 import { cookieOf } from "../sockets/socket.ts";
 import { keepAwayFromOthers, type KeepingAway, type Steering } from "../steering/keep_away.ts";
 import { isShared } from "../steering/reuseport.ts";
 import { TakeoverError } from "../errors.ts";
-import type { Unopened } from "./binding.ts";
+import { isOfKind, type Unopened } from "./binding.ts";
+import { serves } from "./foreign_sockets.ts";
 import type { QueueCounts } from "./queue_counts.ts";
 import type { Stragglers } from "./stragglers.ts";
 import { Surplus } from "./surplus.ts";
@@ -42,15 +42,16 @@ export function memberNames(name: string, inherited: readonly string[], count: n
 
 /** What an incumbent has of a group, in the order of its members: all are where the first is. */
 export function inheritedMembers(
+  runtime: Runtime,
   name: string,
   endpoints: ReadonlyMap<string, Unopened>,
   wanted: SocketAddress,
 ): [string, Unopened][] {
   const numberOf = (each: string) => each === name ? 1 : Number(/^[1-9]\d*$/.exec(each.slice(name.length + 1))?.[0]);
   const named = [...endpoints]
-    .filter(([each, { identity }]) => {
+    .filter(([each, socket]) => {
       const isNamed = each === name || each.startsWith(`${name}.`) && numberOf(each) >= 2;
-      return isNamed && identity.listening && satisfies(identity.address, wanted);
+      return isNamed && isOfKind(socket.identity, "listener") && serves(runtime, socket, wanted);
     })
     .sort(([a], [b]) => numberOf(a) - numberOf(b));
   return named.filter(([, { identity }]) => sameAddress(identity.address, named[0]![1].identity.address));

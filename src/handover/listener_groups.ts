@@ -11,7 +11,7 @@ import type { Runtime } from "../runtime.ts";
 import type { TcpEndpoint } from "../sockets/address.ts";
 import { detachFromGroup } from "../steering/attach.ts";
 import type { Steering } from "../steering/keep_away.ts";
-import { isShared } from "../steering/reuseport.ts";
+import { isIpv6Only, isShared } from "../steering/reuseport.ts";
 import type { Unopened } from "./binding.ts";
 import type { LastCopies } from "./last_copies.ts";
 import { inheritedMembers, ListenerGroup, memberNames } from "./listener_group.ts";
@@ -39,8 +39,8 @@ interface Begun {
   /** Of all members, in order. */
   readonly names: readonly string[];
   readonly natives: unknown[];
-  /** The one that the first member has, when any was asked for. */
-  port: number;
+  /** Where the first member really is, for the others: any port was asked for, or a service manager chose the address. */
+  at: TcpEndpoint;
 }
 
 /** An address that others can listen at, and who does in this process. */
@@ -97,11 +97,10 @@ export class ListenerGroups implements Disposable {
     const begun = this.#begun.get(order.name) ?? await this.#begin(order);
     if (begun.names.length !== order.count || !sameAddress(begun.wanted, order.wanted)) throw begunOtherwise(order, begun);
     for (const member of begun.names.slice(begun.natives.length)) {
-      const address = { ...order.address, port: begun.port, reusePort: true };
-      const { native, endpoint } = await order.open(member, address, begun.natives.length);
+      const { native, endpoint } = await order.open(member, { ...begun.at, reusePort: true }, begun.natives.length);
       begun.natives.push(native);
       begun.group.opened(endpoint);
-      ({ port: begun.port } = endpoint.identity.address as { port: number });
+      begun.at = this.#placeOf(endpoint, order.address);
     }
     this.#begun.delete(order.name);
     return begun.natives as T[];
@@ -109,12 +108,12 @@ export class ListenerGroups implements Disposable {
 
   async #begin<T>({ name, count, address, wanted, offered, steered }: GroupOrder<T>): Promise<Begun> {
     const group = new ListenerGroup(this.#runtime, this.#isOwnStore, this.#stragglers);
-    const inherited = inheritedMembers(name, offered, wanted);
+    const inherited = inheritedMembers(this.#runtime, name, offered, wanted);
     await group.prepare(inherited, count);
     if (group.steering) steered(group.steering);
     for (const surplus of group.surplusNames) offered.delete(surplus);
     const names = memberNames(name, inherited.map(([each]) => each), count);
-    const begun = { group, wanted, names, natives: [], port: address.port };
+    const begun = { group, wanted, names, natives: [], at: address };
     this.#groups.set(name, group);
     this.#begun.set(name, begun);
     return begun;
@@ -174,6 +173,11 @@ export class ListenerGroups implements Disposable {
   /** Gives up what was not wanted: the incumbent has it. */
   [Symbol.dispose](): void {
     for (const group of this.#all()) group[Symbol.dispose]();
+  }
+
+  #placeOf({ identity, descriptor }: Endpoint, address: TcpEndpoint): TcpEndpoint {
+    const { family, hostname, port } = identity.address as InetAddress;
+    return { ...address, hostname, port, ipv6Only: family === "inet6" && isIpv6Only(this.#runtime, descriptor) };
   }
 
   /** By their addresses, those that can be in a group with others. */
