@@ -244,7 +244,8 @@ export class ReuseportGroup {
     const count = own.length + others.length;
     const descriptors = own.map(({ descriptor }) => descriptor);
     const { address, type } = this;
-    const unordered = { address, type, descriptors, count, program: this.#lines(), timeoutMs };
+    const isDualStack = address.family === "inet6" && !isIpv6Only(this.#runtime, this.#anyDescriptor());
+    const unordered = { address, isDualStack, type, descriptors, count, program: this.#lines(), timeoutMs };
     // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
     const stranger = (): GroupMember => ({ cookie: others.pop() ?? "", descriptor: -1 });
     try {

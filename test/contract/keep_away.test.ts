@@ -12,6 +12,7 @@ import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { emptyListener } from "../../src/steering/empty_listener.ts";
 import { keepAwayFromOthers, type KeepingAway } from "../../src/steering/keep_away.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
+import { openGroup } from "../../src/steering/reuseport.ts";
 import { connections, deafConnections, ended, groupOf, lateConnections, openClient, serve } from "./steering_ends.ts";
 import { openNull, patienceMs, runtime, sleep, takeoverError, test } from "./support.ts";
 
@@ -93,6 +94,32 @@ test("keepAwayFromOthers loses nobody, by a program that any user may attach", a
 
 test("keepAwayFromOthers loses nobody of IPv6", async () => {
   await losesNobody(ordinary, { family: "inet6", hostname: "::1", port: 0 });
+});
+
+/** A machine whose loopback has no IPv6 (net.ipv6.conf.lo.disable_ipv6). */
+const withoutInet6: Runtime = {
+  ...ordinary,
+  libc: {
+    ...ordinary.libc,
+    bind: (descriptor, address, size) => {
+      const EADDRNOTAVAIL = 99;
+      const isLoopback = size === 28 && address!.subarray(8, 24).every((byte, index) => byte === (index === 15 ? 1 : 0));
+      return isLoopback ? -EADDRNOTAVAIL : ordinary.libc.bind(descriptor, address, size);
+    },
+  },
+};
+
+const everywhere: InetAddress = { family: "inet6", hostname: "::", port: 0 };
+
+test("keepAwayFromOthers loses nobody of a dual stack group where there is no ::1", async () => {
+  await losesNobody(withoutInet6, everywhere);
+});
+
+test("keepAwayFromOthers throws ERR_TAKEOVER_STATE for a group of IPv6 alone where there is no ::1", async () => {
+  const { sockets } = openGroup(runtime, everywhere, "stream", 2, { ipv6Only: true });
+  const away = keepAwayFromOthers(withoutInet6, sockets.map(({ number }) => number), () => false);
+  await assert.rejects(away, { ...takeoverError("ERR_TAKEOVER_STATE"), message: /this machine has no ::1/ });
+  disposeAll(sockets);
 });
 
 test("keepAwayFromOthers loses nobody, by the best program that this process may load", async () => {
