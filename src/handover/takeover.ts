@@ -356,7 +356,7 @@ export class Takeover implements AsyncDisposable {
    * @returns How many listeners the others had, and how many connections waited there.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
    *   when this process does not serve, or a successor is taking over, or the
-   *   endpoint cannot be shared;
+   *   endpoint cannot be shared, or its servers have been closed;
    *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
    *   spread over all again.
    *
@@ -374,11 +374,13 @@ export class Takeover implements AsyncDisposable {
   ): Promise<Displaced> {
     this.#checkStage("displace others", "serving");
     const { queueMs, drainMs } = this.#limits;
-    const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
+    const servers = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
     const displaced = this.#displacing.then(async () => {
       this.#checkStage("displace others", "serving");
       if (this.#incumbent.busy) throw isBeingReplaced(name);
+      const endpoints = servers.filter(({ alive }) => alive);
+      if (endpoints.length === 0) throw isGone(name);
       this.#isDisplacing = true;
       return await displace(this.#runtime, endpoints, end, limits);
     });
@@ -440,12 +442,14 @@ export class Takeover implements AsyncDisposable {
   }
 
   /**
-   * Where an endpoint really is; a native server may name its placeholder.
+   * Where an endpoint or a group really is; a native server may name its
+   * placeholder.
    *
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`.
    */
   addr(name: string): SocketAddress {
-    return this.#endpoint(name).identity.address;
+    // Of a group this process may have later members alone.
+    return (this.#groups.serversOf(name)?.[0] ?? this.#endpoint(name)).identity.address;
   }
 
   /**
@@ -946,6 +950,14 @@ function isBeingReplaced(name: string): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_STATE",
     `Cannot displace others at ${JSON.stringify(name)}: a successor is taking over; leave it to that`,
+  );
+}
+
+function isGone(name: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot displace others at ${JSON.stringify(name)}: expected a server of this process there, the application has ` +
+      "closed all; open one first",
   );
 }
 

@@ -357,6 +357,26 @@ test("Takeover leaves a group's program alone when a stranger connects, and take
     }
   }));
 
+test("Takeover.displace does without a server of its group that has been closed, and refuses without any", () =>
+  scene(async ({ takeover, greeter }) => {
+    const other = new Greeter();
+    const servers = [greeter, other];
+    try {
+      await takeover.listenGroup("web", { ...anyPort, count: 2 }, (at, index) => servers[index]!.open(at));
+      await takeover.ready();
+      await greeter.close();
+      const stranger = bindListener(runtime, takeover.addr("web"), { port: 0, reusePort: true });
+      const { otherCount } = await takeover.displace("web", () => stranger[Symbol.dispose]());
+      assert.equal(otherCount, 1);
+      await other.close();
+      const gone = { ...takeoverError("ERR_TAKEOVER_STATE"), message: /the application has closed all/ };
+      await assert.rejects(takeover.displace("web", () => {}), gone);
+    } finally {
+      await takeover.close();
+      await other.close();
+    }
+  }));
+
 test("Takeover.ready refuses a second call while the first is on its way", () =>
   scene(async ({ path, takeover }) => {
     const first = takeover.ready();

@@ -320,6 +320,15 @@ for (const [words, env, event] of [
   });
 }
 
+test("a successor of a group whose first server has been closed has the others, and knows where they are", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000" }, fixture);
+  await relay.next("node", { LISTENERS: "3", CLOSES: "1" });
+  const successor = await relay.next("deno", { LISTENERS: "1" });
+  assert.equal((await successor.event("ready")).addr, `127.0.0.1:${relay.port}`);
+  assert.equal(waitingAt(relay.port).length, 2);
+  assert.deepEqual(await outcomesOf(await openClients(relay.port, 20)), { answered: 20 });
+});
+
 /** What becomes of clients that come one after the other until nobody is there. */
 async function comeUntilRefused(port: number): Promise<Record<string, number>> {
   const counts: Record<string, number> = {};
