@@ -490,7 +490,8 @@ export class Takeover implements AsyncDisposable {
     this.#succession?.[Symbol.dispose]();
     if (!this.#succession) this.#reporting.serving(this.#foreign.names);
     this.#foreign[Symbol.dispose]();
-    this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
+    const inherited = claimed.filter((name) => this.#endpoints.has(name));
+    this.#emitter.emit("ready", { generation: this.generation, inherited });
     void this.#watchLease(claimed);
   }
 
@@ -899,7 +900,8 @@ export class Takeover implements AsyncDisposable {
     this.#stage = "released";
     this.#flows.released();
     this.#groups.leave();
-    const unclaimed = this.#unclaimed(claimed);
+    // One whose server the application has closed was not offered.
+    const unclaimed = this.#unclaimed(claimed).filter(({ alive }) => alive);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
     const last = unclaimed.filter(({ kind, isSupervised }) => kind === "listener" && !isSupervised);

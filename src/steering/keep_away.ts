@@ -8,8 +8,7 @@
  * a classic one                     chooses among slots; the order is found out before, and followed afterwards
  * ```
  *
- * The first needs CAP_BPF and CAP_NET_ADMIN, and every listener that stays; the
- * second neither.
+ * The first needs CAP_BPF, and every listener that stays; the second neither.
  *
  * @module
  */

@@ -141,6 +141,24 @@ test("Takeover.released resolves when the folder of an unclaimed path has gone",
     succession[Symbol.dispose]();
   }));
 
+test("Takeover.released names no endpoint whose server was closed before the offer, and closes none", () =>
+  scene(async ({ path, takeover, greeter }) => {
+    const gone = new Greeter();
+    await takeover.listen("web", anyPort, greeter.open);
+    await takeover.listen("gone", anyPort, gone.open);
+    await takeover.ready();
+    const closed: unknown[] = [];
+    takeover.on("closed", ({ names }) => closed.push(names));
+    await gone.close();
+    const succession = await succeed(path);
+    await succession.ready(["web"]);
+    await succession.settle();
+    assert.deepEqual((await takeover.released).unclaimed, []);
+    await takeover.drained();
+    assert.deepEqual(closed, []);
+    succession[Symbol.dispose]();
+  }));
+
 /** Takes away the right to remove a path, ends one takeover and has the other replaced. */
 const program = (file: string) => {
   const source = (name: string) => JSON.stringify(new URL(`../../src/${name}`, import.meta.url).href);

@@ -290,6 +290,7 @@ for (const [words, way, options] of [["", asRoot, {}], [" as an ordinary user", 
     const incumbent = await way.next(relay, "node", { LISTENERS: String(memberCount) });
     const successor = await way.next(relay, "bun", { LISTENERS: "5", LIMITS: limits.replace("60000", "3000") });
     incumbent.signal("SIGSTOP");
+    assert.deepEqual((await successor.event("inherited")).names, ["web", "web.2", "web.3", "web.4", "web.5"]);
     await successor.event("closed");
     assert.equal(waitingAt(relay.port).length, memberCount);
     assert.deepEqual(await outcomesOf(await openClients(relay.port, 100)), { answered: 100 });
