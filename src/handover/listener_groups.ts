@@ -39,7 +39,7 @@ interface Begun {
   /** Of all members, in order. */
   readonly names: readonly string[];
   readonly natives: unknown[];
-  /** Where the first member really is, for the others: any port was asked for, or a service manager chose the address. */
+  /** Where the first member really is, for the others: any port was wanted, or a service manager chose the place. */
   at: TcpEndpoint;
 }
 

@@ -103,7 +103,8 @@ const withoutInet6: Runtime = {
     ...ordinary.libc,
     bind: (descriptor, address, size) => {
       const EADDRNOTAVAIL = 99;
-      const isLoopback = size === 28 && address!.subarray(8, 24).every((byte, index) => byte === (index === 15 ? 1 : 0));
+      const host = address!.subarray(8, 24);
+      const isLoopback = size === 28 && host.every((byte, index) => byte === (index === 15 ? 1 : 0));
       return isLoopback ? -EADDRNOTAVAIL : ordinary.libc.bind(descriptor, address, size);
     },
   },
