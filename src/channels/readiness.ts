@@ -91,7 +91,10 @@ export async function openReadiness(runtime: Runtime): Promise<void> {
 }
 
 /** Waits a while; the signal ends it. */
-export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions = {}): Promise<void> {
+export async function pause(
+  ms: number,
+  { signal, timeoutMs = ms, keepAlive = true }: WaitOptions = {},
+): Promise<void> {
   signal?.throwIfAborted();
   await new Promise<void>((resolve, reject) => {
     const end = (): void => {
@@ -101,6 +104,7 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
       else resolve();
     };
     const timer = setTimeout(end, Math.max(0, Math.min(ms, timeoutMs)));
+    if (!keepAlive) letGo(timer);
     signal?.addEventListener("abort", end, { once: true });
   });
 }
@@ -193,7 +197,7 @@ function limited(
   const timer = timeoutMs === undefined
     ? undefined
     : setTimeout(() => end(lateness(timeoutMs)), Math.min(timeoutMs, longestTimerMs));
-  if (!keepAlive) (timer as { unref?(): void } | undefined)?.unref?.();
+  if (!keepAlive) letGo(timer);
   return () => {
     if (timer !== undefined) clearTimeout(timer);
     signal?.removeEventListener("abort", abort);
@@ -222,4 +226,9 @@ async function bellOf(runtime: Runtime): Promise<Bell> {
     opening.set(runtime, found);
   }
   return await found;
+}
+
+/** A timer that does not keep the process alive, where the runtime has such. */
+function letGo(timer: ReturnType<typeof setTimeout> | undefined): void {
+  (timer as { unref?(): void } | undefined)?.unref?.();
 }

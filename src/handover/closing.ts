@@ -140,7 +140,7 @@ async function steerAway(
     const close = (endpoint: Endpoint, isLast: boolean) => {
       if (!isLast) {
         endpoint.release();
-        return away.left(endpoint.identity.cookie);
+        return away.closed(endpoint.identity.cookie);
       }
       // Without a listener here nobody can take the program away, and it must not stay: who joins later has another slot.
       endpoint.release();

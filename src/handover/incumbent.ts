@@ -45,6 +45,8 @@ export interface IncumbentHost {
   greeted(): void;
   /** Resolves when nothing is left of this process's own beginning: all that it has, it keeps. */
   atRest(): Promise<unknown>;
+  /** Everything is about to be offered. */
+  offering(): void;
   /** The successor waits for its lease: what takes its time before that, while everything is served. */
   readying(claimed: readonly string[]): Promise<void>;
   /** Ready: stop accepting on the control socket and what is claimed. */
@@ -61,6 +63,8 @@ export interface IncumbentHost {
   settled(to: Peer, claimed: readonly string[]): void;
   /** The successor knows: close the copies. */
   release(to: Peer, claimed: readonly string[]): void;
+  /** A successor was lost before ready, that may have done something with what it was offered. */
+  takeBack(): void;
   /** A successor was refused, or lost before ready. */
   abandon(error: unknown): void;
 }
@@ -174,6 +178,7 @@ export class Incumbent {
       // Servers may have been opened and closed meanwhile.
       const endpoints = this.#endpointsFor(hello);
       this.#checkRoom(hello, endpoints.length + flows.length);
+      this.#host.offering();
       session.isOffered = true;
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
@@ -185,8 +190,12 @@ export class Incumbent {
       const moving = hello.moves ? second : null;
       if (moving) second = null;
       await this.#lease(session, claimed, moving);
-    } finally {
+    } catch (error) {
       this.#session = null;
+      if (session.isOffered && !this.#closed) this.#host.takeBack();
+      throw error;
+    } finally {
+      if (this.#session === session) this.#session = null;
       disposeAll(flows.map(({ channel }) => channel));
       // A second connection that comes too late has nobody, either.
       if (second) second.destroy();
@@ -308,6 +317,7 @@ export class Incumbent {
       // This process ends: the successor serves, there is nothing to resume.
       if (this.#closed) return;
       conversation.refuse(error);
+      this.#session = null;
       this.#host.resume(to, error);
       return;
     }

@@ -52,7 +52,7 @@ export class Succession {
   readonly from: Peer;
   /** The control socket; taken by whoever opens it. */
   readonly control: Unopened;
-  /** The other sockets by name; an entry is taken out by whoever opens it. */
+  /** The other sockets by name; an entry is taken out by whoever opens it, and given back when that fails. */
   readonly endpoints: Map<string, Unopened>;
   /** Where datagrams of older processes are forwarded, by the endpoint's name; taken by whoever opens that. */
   readonly flows: Map<string, { readonly older: OlderFlows[]; readonly members: TravellingMember[] }> = new Map();
@@ -66,6 +66,7 @@ export class Succession {
   readonly #limits: Limits;
   /** On which connections come; null where none do. */
   #second: FdChannel | null;
+  #isDisposed = false;
   #leaseEnd: Promise<void> = Promise.resolve();
   #isSettling = false;
 
@@ -203,6 +204,12 @@ export class Succession {
     return this.#strategies.get(name) ?? (flows.members.length > 0 ? "steered" : "forwarded");
   }
 
+  /** What could not be opened is there for whoever tries again, or is not claimed. @param socket Taken. */
+  giveBack(name: string, socket: Unopened): void {
+    if (this.#isDisposed) return socket.descriptor[Symbol.dispose]();
+    this.endpoints.set(name, socket);
+  }
+
   /** The older processes of an endpoint, once; the caller closes the channels. */
   takeFlows(name: string): InheritedFlows {
     const found = this.flows.get(name) ?? { older: [], members: [] };
@@ -225,6 +232,7 @@ export class Succession {
 
   /** Closes what was not opened; nothing can be claimed after it. */
   [Symbol.dispose](): void {
+    this.#isDisposed = true;
     this.takeSecond()?.close();
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();

@@ -173,7 +173,7 @@ export class Takeover implements AsyncDisposable {
     this.settled.catch(() => {});
     this.released.catch(() => {});
     this.state = succession?.state ?? null;
-    this.#groups = new ListenerGroups(runtime, this.#store);
+    this.#groups = new ListenerGroups(runtime, this.#store, () => this.#isDisplacing || this.#incumbent.offers);
     this.#copies = new LastCopies({
       runtime,
       limits: this.#limits,
@@ -211,6 +211,7 @@ export class Takeover implements AsyncDisposable {
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
       atRest: () => Promise.all([this.#displacing, this.#groups.atRest]),
+      offering: () => this.#groups.offering(this.#listeners()),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       readying: (claimed) => this.#flows.readying(claimed),
@@ -219,6 +220,7 @@ export class Takeover implements AsyncDisposable {
       resume: (to, error) => this.#resume(to, error),
       settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
+      takeBack: () => this.#takeBackGroups(),
       abandon: (error) => this.#abandon(error),
     });
   }
@@ -289,7 +291,8 @@ export class Takeover implements AsyncDisposable {
    * gets connections when the lease has ended.
    *
    * When a server fails to open, those before it stay; the same call once more
-   * opens the ones that are missing, and returns all.
+   * opens the ones that are missing, and returns all. At {@linkcode ready} the
+   * incumbent keeps those of its listeners that are missing still.
    *
    * @param name Names the group across generations.
    * @param address Where it is to be, and how many listeners it has: `count`.
@@ -357,7 +360,7 @@ export class Takeover implements AsyncDisposable {
    * @returns How many listeners the others had, and how many connections waited there.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
    *   when this process does not serve, or a successor is taking over, or the
-   *   endpoint cannot be shared;
+   *   endpoint cannot be shared, or its servers have been closed;
    *   `ERR_TAKEOVER_REVOKED` when the incumbent has taken over again;
    *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
    *   spread over all again. They have not been told to end if connections
@@ -377,12 +380,14 @@ export class Takeover implements AsyncDisposable {
   ): Promise<Displaced> {
     this.#checkStage("displace others", "serving");
     const { queueMs, drainMs } = this.#limits;
-    const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
+    const servers = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
     const displaced = this.#displacing.then(async () => {
       await this.#beingSettled();
       this.#checkStage("displace others", "serving");
       if (this.#incumbent.busy) throw isBeingReplaced(name);
+      const endpoints = servers.filter(({ alive }) => alive);
+      if (endpoints.length === 0) throw isGone(name);
       this.#isDisplacing = true;
       return await displace(this.#runtime, endpoints, end, limits);
     });
@@ -452,12 +457,14 @@ export class Takeover implements AsyncDisposable {
   }
 
   /**
-   * Where an endpoint really is; a native server may name its placeholder.
+   * Where an endpoint or a group really is; a native server may name its
+   * placeholder.
    *
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`.
    */
   addr(name: string): SocketAddress {
-    return this.#endpoint(name).identity.address;
+    // Of a group this process may have later members alone.
+    return (this.#groups.serversOf(name)?.[0] ?? this.#endpoint(name)).identity.address;
   }
 
   /**
@@ -476,6 +483,7 @@ export class Takeover implements AsyncDisposable {
       throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot be ready while ${names} is being opened: await listen first`);
     }
     this.#isReadying = true;
+    this.#groups.readying((name, socket) => this.#succession?.giveBack(name, socket));
     const claimed = this.inherited.filter((name) => this.#isClaimed(name));
     try {
       await this.#succession?.ready(claimed);
@@ -497,7 +505,8 @@ export class Takeover implements AsyncDisposable {
     this.#succession?.[Symbol.dispose]();
     if (!this.#succession) this.#reporting.serving(this.#foreign.names);
     this.#foreign[Symbol.dispose]();
-    this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
+    const inherited = claimed.filter((name) => this.#endpoints.has(name));
+    this.#emitter.emit("ready", { generation: this.generation, inherited });
     void this.#watchLease(claimed);
   }
 
@@ -702,6 +711,7 @@ export class Takeover implements AsyncDisposable {
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();
+    this.#groups.leave();
     this.#copies.close(last, this.#displacing);
     if (last.length === 0 || !isAlone) return this.#closeControl(isAlone);
     // Whoever starts meanwhile waits there, and does not find the addresses in use.
@@ -855,7 +865,6 @@ export class Takeover implements AsyncDisposable {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
-      this.#takeBackGroups();
       this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
@@ -864,7 +873,11 @@ export class Takeover implements AsyncDisposable {
   /** What is being displaced is steered by this process itself. */
   #takeBackGroups(): void {
     if (this.#isDisplacing) return;
-    this.#groups.takeBack([...this.#endpoints.values()].filter(({ kind }) => kind === "listener"));
+    this.#groups.takeBack(this.#listeners());
+  }
+
+  #listeners(): Endpoint[] {
+    return [...this.#endpoints.values()].filter(({ kind }) => kind === "listener");
   }
 
   #offered(): OfferedSocket[] {
@@ -911,7 +924,9 @@ export class Takeover implements AsyncDisposable {
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
     this.#flows.released();
-    const unclaimed = this.#unclaimed(claimed);
+    this.#groups.leave();
+    // One whose server the application has closed was not offered.
+    const unclaimed = this.#unclaimed(claimed).filter(({ alive }) => alive);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
     const last = unclaimed.filter(({ kind, isSupervised }) => kind === "listener" && !isSupervised);
@@ -962,6 +977,14 @@ function isBeingReplaced(name: string): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_STATE",
     `Cannot displace others at ${JSON.stringify(name)}: a successor is taking over; leave it to that`,
+  );
+}
+
+function isGone(name: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot displace others at ${JSON.stringify(name)}: expected a server of this process there, the application has ` +
+      "closed all; open one first",
   );
 }
 

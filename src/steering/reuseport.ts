@@ -17,7 +17,7 @@
 
 import { allocate, viewOf } from "../c/bytes.ts";
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
-import { checked, TakeoverError } from "../errors.ts";
+import { checked, SystemError, TakeoverError } from "../errors.ts";
 import { defaultBacklog } from "../sockets/address.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor, owning, readFile } from "../sockets/descriptors.ts";
@@ -150,11 +150,13 @@ export class ReuseportGroup {
     const cookie = cookieOf(this.#runtime, socket.number);
     this.#slotOf(cookie);
     socket[Symbol.dispose]();
-    if (this.#isListed(cookie)) {
-      this.#members = this.#members.map((member) => member.cookie === cookie ? { cookie, descriptor: -1 } : member);
-    } else {
-      this.left(cookie);
-    }
+    this.closed(cookie);
+  }
+
+  /** Is told that this process has closed its copy of a member, as {@linkcode close} does. */
+  closed(cookie: string): void {
+    if (!this.#isListed(cookie)) return this.left(cookie);
+    this.#members = this.#members.map((member) => member.cookie === cookie ? { cookie, descriptor: -1 } : member);
   }
 
   /** Is told that a member has left: its last copy was closed, here or elsewhere. The plan is made anew. */
@@ -244,7 +246,8 @@ export class ReuseportGroup {
     const count = own.length + others.length;
     const descriptors = own.map(({ descriptor }) => descriptor);
     const { address, type } = this;
-    const unordered = { address, type, descriptors, count, program: this.#lines(), timeoutMs };
+    const isDualStack = address.family === "inet6" && !isIpv6Only(this.#runtime, this.#anyDescriptor());
+    const unordered = { address, isDualStack, type, descriptors, count, program: this.#lines(), timeoutMs };
     // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
     const stranger = (): GroupMember => ({ cookie: others.pop() ?? "", descriptor: -1 });
     try {
@@ -302,7 +305,8 @@ export class ReuseportGroup {
     try {
       return listedMembers(this.#runtime, this.address, this.type).some((listed) => listed.cookie === cookie);
     } catch (error) {
-      if (error instanceof TakeoverError) return false;
+      // Where there is no table, or no descriptor to ask with (EMFILE), it is taken for gone.
+      if (error instanceof TakeoverError || error instanceof SystemError) return false;
       throw error;
     }
   }

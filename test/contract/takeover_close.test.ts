@@ -58,6 +58,8 @@ class Elder implements Disposable {
       endpoints: () => offered,
       flows: () => Promise.resolve([]),
       greeted: nothing,
+      offering: nothing,
+      takeBack: nothing,
       atRest: () => Promise.resolve(),
       readying: () => Promise.resolve(),
       lease: nothing,
