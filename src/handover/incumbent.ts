@@ -322,11 +322,15 @@ export class Incumbent {
       return;
     }
     this.#host.settled(to, claimed);
-    // An abort behind settled comes too late: the lease is over.
-    if (conversation.state === "settling") conversation.send({ type: "released" });
-    conversation.end();
     this.#closed = true;
-    this.#host.release(to, claimed);
+    try {
+      // What the successor does not want it closes when it hears of it: nobody else has a copy by then.
+      this.#host.release(to, claimed);
+    } finally {
+      // An abort behind settled comes too late: the lease is over.
+      if (conversation.state === "settling") conversation.send({ type: "released" });
+      conversation.end();
+    }
   }
 
   /**
