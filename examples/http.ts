@@ -16,7 +16,7 @@
 
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { env } from "node:process";
-import { openRuntime, type TcpOpening } from "../mod.ts";
+import { openRuntime, SystemError, TakeoverError, type TcpOpening } from "../mod.ts";
 import { address, Bun, counted, Deno, report, run, sleep, type Takeover, type Who } from "./service.ts";
 
 /** Sent through libc, because Deno would want --allow-run for `process.kill`. */
@@ -36,9 +36,28 @@ await run("http", (takeover, who) => {
     return createServer({ keepAliveTimeout: keepAliveMs }, listener).listen(at);
   };
   if (!env.LISTENERS) return takeover.listen("web", address, open);
-  if (env.DISPLACES) takeover.on("ready", () => void displace(takeover, env.DISPLACES!.split(" ").map(Number)));
+  if (env.DISPLACES) {
+    const pids = pidsIn(env.DISPLACES);
+    takeover.on("ready", () => void displace(takeover, pids).catch(undisplaced));
+  }
   return takeover.listenGroup("web", { ...address, count: Number(env.LISTENERS) }, open);
 });
+
+/** As a shell gives them: with blanks between them, or on lines. */
+function pidsIn(text: string): number[] {
+  const pids = text.split(/\s+/).filter(Boolean).map(Number);
+  if (pids.length > 0 && pids.every((pid) => Number.isInteger(pid) && pid > 1)) return pids;
+  throw new TakeoverError(
+    "ERR_TAKEOVER_RANGE",
+    `Cannot displace ${JSON.stringify(text)}: expected pids in DISPLACES; give those of the servers`,
+  );
+}
+
+/** The others serve on, and so does this process. */
+function undisplaced(error: unknown): void {
+  if (!(error instanceof TakeoverError || error instanceof SystemError)) throw error;
+  report("undisplaced", { code: error.code, message: error.message });
+}
 
 /** Whoever shares the address is told to end when nobody waits for it any more. */
 async function displace(takeover: Takeover, pids: readonly number[]): Promise<void> {

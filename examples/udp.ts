@@ -10,8 +10,8 @@
  *
  * Each datagram is answered with `{"n":1,"number":7,"pid":4711,"generation":1}`:
  * `n` counts those that this process has answered. The first byte of a datagram
- * is the generation that issued the flow's tag, 0 for none; the next four are
- * its number, which the answer repeats.
+ * is the flow's tag, which tells the generation that issued it, 0 for none; the
+ * next four are its number, which the answer repeats.
  *
  * Start it again, on the same runtime or another, and the second takes over.
  * With `FLOWS=steered`, `FLOWS=connected` or `FLOWS=forwarded` the first goes on answering the datagrams with its own
@@ -28,6 +28,9 @@ import { address, Bun, Deno, run, type Who } from "./service.ts";
 /** What comes while a process starts to serve waits in the socket. */
 const receiveBufferSize = 16 * 1024 * 1024;
 
+/** Tags of one byte are 1 to 255, and then 1 again. */
+const tagCount = 255;
+
 /** A socket, as all three runtimes have one. */
 interface Socket {
   send(bytes: Uint8Array, port: number, hostname: string): unknown;
@@ -42,9 +45,11 @@ type Read = (bytes: Uint8Array, port: number, hostname: string) => void;
 await run("udp", (takeover, who) => {
   const next = answers(who);
   const known = new Map<string, InetAddress>();
+  const { generation } = who;
+  const issuer = ([tag]: Uint8Array) => tag ? generation - (generation - tag) % tagCount : null;
   let socket: Socket;
   const answer = (bytes: Uint8Array, peer: InetAddress) => {
-    if (bytes[0] === who.generation) known.set(`${peer.hostname} ${peer.port}`, peer);
+    if (issuer(bytes) === generation) known.set(`${peer.hostname} ${peer.port}`, peer);
     socket.send(next(bytes), peer.port, peer.hostname);
   };
   const open = async (at: At, flows: Flows) => {
@@ -56,12 +61,11 @@ await run("udp", (takeover, who) => {
   };
   const tag = { offset: 0, size: 1 } as const;
   const peers = () => known.values();
-  const route = (bytes: Uint8Array) => bytes[0] === 0 || bytes[0] === who.generation ? null : bytes[0]!;
   const ways: Record<string, FlowOptions> = {
     steered: { tag, datagram: answer },
     connected: { peers, datagram: answer },
-    forwarded: { route, datagram: answer },
-    best: { tag, peers, route, datagram: answer },
+    forwarded: { route: issuer, datagram: answer },
+    best: { tag, peers, route: issuer, datagram: answer },
   };
   const flows = ways[env.FLOWS ?? ""];
   return takeover.bind("web", { ...address, receiveBufferSize }, open, flows ? { flows } : {});

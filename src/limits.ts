@@ -1,8 +1,8 @@
 /**
- * Every wait, size and count of a hand-over has a limit: its name, what it
- * bounds, its default. Going over one is an error: `ERR_TAKEOVER_TIMEOUT` for
- * a time, `ERR_TAKEOVER_LIMIT` for a size or count, unless a line says
- * otherwise.
+ * Every wait, size and count of a hand-over has a limit. Those that an
+ * application can set: the name, what it bounds, the default. Going over one
+ * is an error: `ERR_TAKEOVER_TIMEOUT` for a time, `ERR_TAKEOVER_LIMIT` for a
+ * size or count, unless a line says otherwise.
  *
  * @module
  */
@@ -63,6 +63,11 @@ export interface Limits {
    * flows are the successor's: ERR_TAKEOVER_LIMIT, as an event.
    */
   readonly pinnedCount: number;
+  /**
+   * Datagrams that wait for one older process which does not read what is
+   * forwarded to it; more are dropped: ERR_TAKEOVER_LIMIT, as an event.
+   */
+  readonly forwardSize: number;
 }
 
 /** What applies when the application sets nothing. */
@@ -91,6 +96,7 @@ export const defaultLimits: Limits = {
   pendingCount: 64,
   spareCount: 32,
   pinnedCount: 4_096,
+  forwardSize: 1024 * 1024,
 };
 
 /** The limits at which 0 means at once, or none. */

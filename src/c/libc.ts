@@ -107,6 +107,8 @@ export const functions = {
    * pidfd_getfd(2), pidfd_send_signal(2), bpf(2). All four are always passed: what is left out is whatever the register holds.
    */
   syscall: { parameters: ["int", "unsigned", "size_t", "int", "int"], result: "ssize_t", fixed: 1, only: "linux" },
+  /** `int poll(struct pollfd *descriptors, nfds_t count, int timeout)` */
+  poll: { parameters: ["bytes", "size_t", "int"], result: "int" },
   /** `int epoll_create1(int flags)` */
   epoll_create1: { parameters: ["int"], result: "int", only: "linux" },
   /** `int epoll_wait(int epoll, struct epoll_event *events, int count, int timeout)` */

@@ -6,16 +6,18 @@
  * @module
  */
 
-import { allocate, viewOf, writeField } from "../c/bytes.ts";
+import { allocate, viewOf } from "../c/bytes.ts";
+import { errnoOf } from "../c/errno.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { canPause } from "../sockets/event_loop.ts";
 import { type Bell, openBell, readableEvents, type Waiter, writableEvents } from "./bell.ts";
 
-const EPOLL_CLOEXEC = 0o2000000;
-const EPOLL_CTL_ADD = 1;
-const EPOLLRDHUP = 0x2000;
+const POLLRDHUP = 0x2000;
+
+/** `struct pollfd`: descriptor 4 | events asked for 2 | events found 2. */
+const pollfdSize = 8;
+const eventsOffset = 4;
 
 /** How often a descriptor is looked at where there is no epoll: at first, and at most. */
 const firstLookMs = 1;
@@ -69,16 +71,18 @@ export function stopWaiting(runtime: Runtime, descriptor: number): void {
   opened.get(runtime)?.stop(descriptor, stopped);
 }
 
-/** Whether the other side has ended its writing (`EPOLLRDHUP`); unread messages may be left. Linux only. */
-export function isShutDown(runtime: Runtime, descriptor: number): boolean {
-  const { abi, libc } = runtime;
-  const event = allocate(abi.epollEvent.size);
-  writeField(viewOf(event), abi.epollEvent.events, EPOLLRDHUP);
-  return owning(new OwnedDescriptor(runtime, libc.epoll_create1(EPOLL_CLOEXEC)), ({ number }) => {
-    checked(abi, "epoll_create1", number);
-    checked(abi, "epoll_ctl", libc.epoll_ctl(number, EPOLL_CTL_ADD, descriptor, event));
-    return checked(abi, "epoll_wait", libc.epoll_wait(number, event, 1, 0)) > 0;
-  });
+/**
+ * Whether the other side has ended its writing (`POLLRDHUP`); unread messages
+ * may be left. It needs no descriptor of its own. Linux only.
+ */
+export function isShutDown({ abi, libc }: Runtime, descriptor: number): boolean {
+  const asked = allocate(pollfdSize);
+  const view = viewOf(asked);
+  view.setInt32(0, descriptor, true);
+  view.setInt16(eventsOffset, POLLRDHUP, true);
+  let count = libc.poll(asked, 1, 0);
+  while (count === -errnoOf(abi.platform, "EINTR")) count = libc.poll(asked, 1, 0);
+  return checked(abi, "poll", count) > 0;
 }
 
 /** Opens what waiting needs, before the first wait does. */
@@ -87,7 +91,10 @@ export async function openReadiness(runtime: Runtime): Promise<void> {
 }
 
 /** Waits a while; the signal ends it. */
-export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions = {}): Promise<void> {
+export async function pause(
+  ms: number,
+  { signal, timeoutMs = ms, keepAlive = true }: WaitOptions = {},
+): Promise<void> {
   signal?.throwIfAborted();
   await new Promise<void>((resolve, reject) => {
     const end = (): void => {
@@ -97,6 +104,7 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
       else resolve();
     };
     const timer = setTimeout(end, Math.max(0, Math.min(ms, timeoutMs)));
+    if (!keepAlive) letGo(timer);
     signal?.addEventListener("abort", end, { once: true });
   });
 }
@@ -108,12 +116,27 @@ export async function pause(ms: number, { signal, timeoutMs = ms }: WaitOptions 
  * @param others Never rejects.
  */
 export function waitForTurn(others: Promise<unknown>, options: WaitOptions): Promise<void> {
-  return new Promise<void>((resolve, reject) => {
-    const late = (timeoutMs: number): TakeoverError =>
-      new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+  const late = (timeoutMs: number): TakeoverError =>
+    new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot begin within ${timeoutMs} ms: expected the calls before it to end`);
+  return waitFor(others, options, late).then(() => {});
+}
+
+/**
+ * Waits for what something gives; the signal and the time limit end the wait,
+ * and not that.
+ *
+ * @param lateness Makes the error for when the time is over.
+ */
+export function waitFor<T>(
+  something: Promise<T>,
+  options: WaitOptions,
+  lateness: (timeoutMs: number) => Error = (timeoutMs) =>
+    new TakeoverError("ERR_TAKEOVER_TIMEOUT", `Cannot go on within ${timeoutMs} ms: expected what is waited for to end`),
+): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
     if (options.signal?.aborted) return reject(options.signal.reason);
-    const stop = limited(options, reject, late);
-    others.then(() => (stop(), resolve()));
+    const stop = limited(options, (error) => (stop(), reject(error)), lateness);
+    something.then((value) => (stop(), resolve(value)), (error) => (stop(), reject(error)));
   });
 }
 
@@ -174,7 +197,7 @@ function limited(
   const timer = timeoutMs === undefined
     ? undefined
     : setTimeout(() => end(lateness(timeoutMs)), Math.min(timeoutMs, longestTimerMs));
-  if (!keepAlive) (timer as { unref?(): void } | undefined)?.unref?.();
+  if (!keepAlive) letGo(timer);
   return () => {
     if (timer !== undefined) clearTimeout(timer);
     signal?.removeEventListener("abort", abort);
@@ -203,4 +226,9 @@ async function bellOf(runtime: Runtime): Promise<Bell> {
     opening.set(runtime, found);
   }
   return await found;
+}
+
+/** A timer that does not keep the process alive, where the runtime has such. */
+function letGo(timer: ReturnType<typeof setTimeout> | undefined): void {
+  (timer as { unref?(): void } | undefined)?.unref?.();
 }

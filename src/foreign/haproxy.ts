@@ -12,6 +12,7 @@ import { type Limits, limitsFrom } from "../limits.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, freeDescriptorCount, type OwnedDescriptor } from "../sockets/descriptors.ts";
 import { connectChannel } from "../channels/fd_listener.ts";
+import { noteElsewhere } from "../sockets/elsewhere.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import type { WaitOptions } from "../channels/readiness.ts";
 import { identify, peerAddress, setNonBlocking, type SocketIdentity } from "../sockets/socket.ts";
@@ -97,6 +98,7 @@ function verified(
       continue;
     }
     cookies.add(identity.cookie);
+    noteElsewhere(identity.cookie);
     setNonBlocking(runtime, descriptor.number);
     // A path is HAProxy's: it was renamed since, and the socket does not know to what.
     sockets.push({ name: "", descriptor, identity, isSupervised: identity.family === "unix", ...records[index]! });

@@ -21,7 +21,7 @@ import type { Descriptor } from "../sockets/descriptors.ts";
 import { type FdListener, listenChannel } from "../channels/fd_listener.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { pause, type WaitOptions } from "../channels/readiness.ts";
-import { noteGivenAway } from "../sockets/given_away.ts";
+import { noteElsewhere } from "../sockets/elsewhere.ts";
 import { cookieOf, duplicate, identify } from "../sockets/socket.ts";
 import { isListener } from "./haproxy.ts";
 import {
@@ -203,7 +203,7 @@ export class HaproxyService implements Disposable {
   /** In one message: a HAProxy looks for no more bytes once it has as many descriptors as were announced. */
   async #giveBatch(client: FdChannel, bytes: Uint8Array, descriptors: readonly OwnedDescriptor[]): Promise<void> {
     const wait = within(this.#limits.batchMs);
-    for (const { number } of descriptors) noteGivenAway(cookieOf(this.#runtime, number));
+    for (const { number } of descriptors) noteElsewhere(cookieOf(this.#runtime, number));
     await client.send(bytes, descriptors, wait());
     const answer = await client.receive({ ...wait(), maxFds: 0 });
     if (answer === null) throw lost("give sockets to HAProxy", "before it had answered a batch");

@@ -223,8 +223,9 @@ export function judgeMigration(value: number | null): Check {
   if (value === 1) return judge("good", "Connections that wait move to another listener of the group.");
   return judge(
     "limited",
-    "When one listener of a SO_REUSEPORT group closes, the connections in its queue are reset. Sockets that are " +
-      "handed over do not close, so this is about listeners that nobody takes.",
+    "When the last copy of a listener of a SO_REUSEPORT group closes, the connections in its queue are reset. " +
+      "Takeovers close theirs empty, so this is about servers that the application closes, and about a process that " +
+      "dies alone.",
     value === null ? "use Linux 5.14 or later" : "sysctl -w net.ipv4.tcp_migrate_req=1",
   );
 }

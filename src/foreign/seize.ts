@@ -19,6 +19,7 @@
 import { Accepting } from "./accepting.ts";
 import { checkOptions, checkRange, chosen, named, type SeizeOptions } from "./choice.ts";
 import { disposeAll } from "../sockets/descriptors.ts";
+import { noteElsewhere, noteGone } from "../sockets/elsewhere.ts";
 import { checked, TakeoverError } from "../errors.ts";
 import { Family } from "./family.ts";
 import type { ForeignSocket } from "./foreign_socket.ts";
@@ -97,6 +98,7 @@ export class Seized implements Disposable {
     try {
       this.#accepting.keepNumbers(this.#family.members());
       this.#sockets = named(listeners, name);
+      for (const { identity } of this.#sockets) noteElsewhere(identity.cookie);
       this.#blocking = this.#sockets.filter(({ descriptor }) => isBlocking(runtime, descriptor.number));
       if (allowBlocking) this.#unblock();
     } catch (error) {
@@ -186,6 +188,7 @@ export class Seized implements Disposable {
     } finally {
       this.#stage = "open";
       if (isEnded) {
+        for (const { identity } of this.#sockets) noteGone(identity.cookie);
         this.#close();
         this.#unblock();
       } else if (this.#isUnwanted) {

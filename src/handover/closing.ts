@@ -5,6 +5,7 @@
  * ```text
  * a member of a group that others stay in   new connections are steered to those
  * a TCP listener by itself                  new connections are dropped, and refused when they are tried again
+ * one that another program may have too     new connections come until the end: that program may accept them
  * a Unix listener                           its path has gone before
  * ```
  *
@@ -18,7 +19,7 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor } from "../sockets/descriptors.ts";
 import { canPause } from "../sockets/event_loop.ts";
-import { isGivenAway } from "../sockets/given_away.ts";
+import { isElsewhere } from "../sockets/elsewhere.ts";
 import { duplicate } from "../sockets/socket.ts";
 import { waitingCount } from "../steering/accept_queue.ts";
 import { emptyListener, settlingMs } from "../steering/empty_listener.ts";
@@ -49,9 +50,9 @@ export async function closeForGood(
   return sumOfQueues(await Promise.all(closed));
 }
 
-/** One that is paused accepts nothing, and would wait in vain; one that another program has is not closed. */
-function isServing(runtime: Runtime, { kind, alive, isAccepting, identity }: Endpoint): boolean {
-  return kind === "listener" && alive && isAccepting && canPause(runtime) && !isGivenAway(identity.cookie);
+/** One that is paused accepts nothing, and would wait in vain. */
+function isServing(runtime: Runtime, { kind, alive, isAccepting }: Endpoint): boolean {
+  return kind === "listener" && alive && isAccepting && canPause(runtime);
 }
 
 /** How new connections are kept away from the listeners of one address, until they are closed. */
@@ -109,7 +110,8 @@ const nobody = { halfOpenCount: 0, unfinishedCount: 0 } as const;
 async function refuse(runtime: Runtime, endpoints: readonly Endpoint[]): Promise<Refusal> {
   const { address } = endpoints[0]!.identity;
   const nothing: Refusal = { migrates: false, served: () => {}, close: (endpoint) => endpoint.release() };
-  if (address.family === "unix") return nothing;
+  // What another program accepts meanwhile would be deaf: it inherits what drops the others, and is out of reach.
+  if (address.family === "unix" || endpoints.some(({ identity }) => isElsewhere(identity.cookie))) return nothing;
   try {
     return await steerAway(runtime, endpoints, address) ?? dropAlone(runtime, endpoints, address);
   } catch (error) {
@@ -138,7 +140,7 @@ async function steerAway(
     const close = (endpoint: Endpoint, isLast: boolean) => {
       if (!isLast) {
         endpoint.release();
-        return away.left(endpoint.identity.cookie);
+        return away.closed(endpoint.identity.cookie);
       }
       // Without a listener here nobody can take the program away, and it must not stay: who joins later has another slot.
       endpoint.release();

@@ -4,9 +4,9 @@
  * so it is never given a datagram of a flow that it does not know.
  *
  * ```text
- * successor: ready      sockets for all peers, some in each turn, while this process serves on
- * before lease          those for peers that have come meanwhile; the main socket is paused,
- *                       and this process reads what waits in it
+ * successor: ready      sockets for all peers, some in each turn, while this process serves on;
+ *                       what waits in the main socket is read, and the flows that it begins are taken
+ * before lease          the main socket is paused; the same with what has come in the last turn
  * lease                 the successor reads what is left, and what comes
  * lost                  the flows are given back, and the main socket has them again
  * ```
@@ -20,15 +20,12 @@ import { isSystemError, messageOf, SystemError, TakeoverError } from "../errors.
 import type { Endpoint } from "../natives/endpoint.ts";
 import { freeDescriptorCount } from "../sockets/descriptors.ts";
 import { mostWaiting } from "../sockets/queues.ts";
-import { drainDatagrams } from "../steering/draining.ts";
+import { takeDatagram } from "../steering/draining.ts";
 import { PinnedSockets } from "../steering/pinned.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
-/** The part of the time that a successor waits for its lease in which flows are taken. */
-const readyingPart = 1 / 4;
-
-/** How long that may take which is done right before the lease: flows may begin without an end. */
-const lastMs = 250;
+/** The part of `leaseMs` that each of both steps may take: flows may begin without an end, and a successor waits. */
+const stepPart = 1 / 4;
 
 /** When a program that pulls has what its runtime had read before the lease. */
 const lateMs = 10;
@@ -45,6 +42,8 @@ export class ConnectedFlows implements KernelFlows {
   #room = 0;
   /** Flows that have ended since a successor was ready: the application may name them for a while. */
   readonly #over = new Set<string>();
+  /** Flows that could not be taken: the successor's, or forwarded by it. */
+  readonly #left = new Set<string>();
   /** Whether flows are taken, in a hand-over that is in progress. */
   #isTaking = false;
   #isClosed = false;
@@ -58,6 +57,11 @@ export class ConnectedFlows implements KernelFlows {
 
   get count(): number {
     return this.#pinned.count;
+  }
+
+  /** Whether the application has flows that could not be taken. */
+  get hasLeft(): boolean {
+    return this.#left.size > 0;
   }
 
   serve(): void {}
@@ -77,12 +81,22 @@ export class ConnectedFlows implements KernelFlows {
   async readying(): Promise<void> {
     await this.#givenBack;
     this.#over.clear();
+    this.#left.clear();
     this.#isTaking = true;
     const { runtime, limits } = this.#host;
     const pace = new Pace();
-    const endAt = Date.now() + limits.leaseMs * readyingPart;
+    const endAt = this.#stepEnd();
     this.#room = Math.min(freeDescriptorCount(runtime) - limits.spareCount, limits.pinnedCount - this.#pinned.count);
     for (const _ of this.#taking(endAt)) await pace.keep();
+    let count;
+    do {
+      count = 0;
+      for (const _ of this.#reading(endAt)) await pace.keep();
+      for (const error of this.#taking(endAt)) {
+        if (error === null) count++;
+        await pace.keep();
+      }
+    } while (count > 0 && Date.now() < endAt);
   }
 
   /**
@@ -91,14 +105,15 @@ export class ConnectedFlows implements KernelFlows {
    * waits is the successor's.
    */
   lease(): void {
-    const endAt = Date.now() + lastMs;
+    const endAt = this.#stepEnd();
     this.#takeRest(endAt);
     let taken: Taken;
     do {
-      this.#drain(endAt);
+      for (const _ of this.#reading(endAt));
       taken = this.#takeRest(endAt);
     } while (taken.count > 0 && Date.now() < endAt);
     if (taken.refusedCount > 0) this.#host.failed(notKept(this.#host.name, taken));
+    if (Date.now() >= endAt && this.#waitingCount() > 0) this.#host.failed(notRead(this.#host));
     setTimeout(() => this.#takeLate(), lateMs);
   }
 
@@ -113,12 +128,13 @@ export class ConnectedFlows implements KernelFlows {
     if (peer) {
       const key = this.#pinned.keyOf(peer);
       if (this.#isTaking) this.#over.add(key);
+      this.#left.delete(key);
       this.#pinned.unpin(key);
     } else {
       this.#isTaking = false;
       this.#giveBack();
     }
-    if (this.count === 0) this.#host.changed();
+    this.#host.changed();
   }
 
   close(): void {
@@ -127,14 +143,19 @@ export class ConnectedFlows implements KernelFlows {
     this.#giveBack();
   }
 
+  #stepEnd(): number {
+    return Date.now() + this.#host.limits.leaseMs * stepPart;
+  }
+
   #giveBack(): void {
+    this.#left.clear();
     this.#givenBack = this.#pinned.unpinAll();
   }
 
   /** Deno has had a datagram of a new flow, and the program not yet. */
   #takeLate(): void {
     if (!this.#isTaking) return;
-    this.#takeRest(Date.now() + lastMs);
+    this.#takeRest(this.#stepEnd());
     this.#isTaking = false;
   }
 
@@ -155,17 +176,28 @@ export class ConnectedFlows implements KernelFlows {
       if (this.#isClosed) return;
       if (this.#room <= 0) refusal ??= noRoom(this.#pinned.count, this.#host.limits.pinnedCount);
       else if (Date.now() >= endAt) refusal ??= late();
-      yield refusal ?? this.#take(peer);
+      const error = refusal ?? this.#take(peer);
+      if (error !== null) this.#leave(peer);
+      yield error;
     }
   }
 
   #take(peer: InetAddress): unknown {
     try {
       this.#pinned.pin(peer);
+      this.#left.delete(this.#pinned.keyOf(peer));
       this.#room--;
       return null;
     } catch (error) {
       return isSystemError(error, "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS") ? full(error) : error;
+    }
+  }
+
+  #leave(peer: InetAddress): void {
+    try {
+      this.#left.add(this.#pinned.keyOf(peer));
+    } catch {
+      // It is nobody's.
     }
   }
 
@@ -189,13 +221,17 @@ export class ConnectedFlows implements KernelFlows {
     }
   }
 
-  /** What waits now, and hardly more: what comes meanwhile is the successor's, or a flow's that is here. */
-  #drain(endAt: number): void {
-    if (!this.#own.alive) return;
+  /** Reads what waits now, and hardly more: what comes meanwhile is the successor's, or a flow's that is here. */
+  *#reading(endAt: number): Generator<void> {
     const { runtime, datagram } = this.#host;
-    const { descriptor } = this.#own;
-    let count = mostWaiting(runtime, descriptor);
-    drainDatagrams(runtime, descriptor, datagram, () => count-- > 0 && Date.now() < endAt);
+    for (let count = this.#waitingCount(); count > 0 && this.#own.alive && Date.now() < endAt; count--) {
+      if (takeDatagram(runtime, this.#own.descriptor, datagram) === "nothing") return;
+      yield;
+    }
+  }
+
+  #waitingCount(): number {
+    return this.#own.alive ? mostWaiting(this.#host.runtime, this.#own.descriptor) : 0;
   }
 }
 
@@ -227,4 +263,13 @@ function notKept(name: string, { refusedCount, error }: Taken): Error {
   if (error instanceof SystemError) return new SystemError(error.code, error.errno, error.syscall, what);
   const code = error instanceof TakeoverError ? error.code : "ERR_TAKEOVER_ADDRESS";
   return new TakeoverError(code, `${what}: ${messageOf(error)}`, { cause: error });
+}
+
+function notRead({ name, limits }: FlowHost): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_TIMEOUT",
+    `Cannot serve everything that waits at ${JSON.stringify(name)} before the successor reads: expected it to take at ` +
+      `most ${limits.leaseMs * stepPart} ms (a quarter of the limit leaseMs); what is left is the successor's, ` +
+      "also of flows that begin with it",
+  );
 }

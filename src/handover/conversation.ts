@@ -68,6 +68,11 @@ export class Conversation {
     return this.#failure === null;
   }
 
+  /** What the other side has refused or aborted with, though nobody has received it yet. */
+  get refusal(): TakeoverError | null {
+    return this.#refusal;
+  }
+
   /**
    * Sends a frame.
    *

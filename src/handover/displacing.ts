@@ -6,7 +6,7 @@
  * ```text
  * [other, own]    both get connections
  * steer           all that are new come here
- * drain           the other accepts what waits there, and handshakes end
+ * drain           handshakes end, and the other accepts what waits there
  * close           it is told to end, and leaves the group
  * ```
  *
@@ -18,7 +18,7 @@
  */
 
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
-import { deadlineOf, pause } from "../channels/readiness.ts";
+import { deadlineOf, pause, waitFor } from "../channels/readiness.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
@@ -42,9 +42,9 @@ export interface Displaced {
 
 /** How long it may take. */
 export interface DisplacingLimits {
-  /** Until the others have accepted what waits, and handshakes have ended. */
+  /** How long handshakes may take that are under way at first. */
   readonly queueMs: number;
-  /** Until the others have left. */
+  /** From then on, until the others have accepted what waits, have been told to end, and have left. */
   readonly leaveMs: number;
   /** Ends it, as if the others had not left in time; its reason is thrown. */
   readonly signal?: AbortSignal | undefined;
@@ -60,7 +60,8 @@ const lookMs = 20;
  * @param end Tells the others to end, for instance with a signal.
  * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the endpoints cannot be
  *   shared, or the group's order cannot be told, `ERR_TAKEOVER_TIMEOUT` when
- *   the others are there still; then connections are spread over all again.
+ *   the others have not accepted what waits, and were not told to end, or are
+ *   there still; then connections are spread over all again.
  */
 export async function displace(
   runtime: Runtime,
@@ -91,9 +92,11 @@ export async function displace(
     const waitedCount = waitingAt(others());
     const serve = () => waitingAt(others()) === 0;
     // Also where the kernel would give us what waits: a program that is told to end does nothing else as gracefully.
-    await emptyListener(runtime, address, { serve, timeoutMs: queueMs, signal });
-    await end();
-    await haveLeft(others, address, leaveMs, signal);
+    const { isEmpty } = await emptyListener(runtime, address, { serve, timeoutMs: queueMs, signal });
+    const leaving = new Leaving(address, { leaveMs, signal });
+    if (!isEmpty) await leaving.none(() => waitingAt(others()), "connections wait at their listeners");
+    await leaving.ended(end);
+    await leaving.none(() => others().length, "of their listeners are there");
     return { otherCount, waitedCount, steering: away.steering };
   } finally {
     try {
@@ -119,22 +122,41 @@ function waitingAt(listeners: readonly ListedSocket[]): number {
   return listeners.reduce((sum, { waitingCount }) => sum + waitingCount, 0);
 }
 
-async function haveLeft(
-  others: () => readonly ListedSocket[],
-  address: InetAddress,
-  leaveMs: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const until = deadlineOf({ timeoutMs: leaveMs });
-  for (let left = others(); left.length > 0; left = others()) {
-    if (Date.now() >= until) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_TIMEOUT",
-        `Cannot be alone at ${formatAddress(address)} within ${leaveMs} ms: expected the others to have ended, ` +
-          `${left.length} of their listeners are there; end them, and try again`,
-      );
+/** Waits for the others, all in one time. */
+class Leaving {
+  readonly #address: InetAddress;
+  readonly #leaveMs: number;
+  readonly #signal: AbortSignal | undefined;
+  readonly #until: number;
+
+  constructor(address: InetAddress, { leaveMs, signal }: Pick<DisplacingLimits, "leaveMs" | "signal">) {
+    this.#address = address;
+    this.#leaveMs = leaveMs;
+    this.#signal = signal;
+    this.#until = deadlineOf({ timeoutMs: leaveMs });
+  }
+
+  /** Until there are none. @param which What is counted, for the message. */
+  async none(countOf: () => number, which: string): Promise<void> {
+    for (let count = countOf(); count > 0; count = countOf()) {
+      if (Date.now() >= this.#until) throw this.#late(`${count} ${which}`);
+      await pause(lookMs, { signal: this.#signal });
     }
-    await pause(lookMs, { signal });
+  }
+
+  /** Until they have been told. */
+  async ended(end: () => unknown): Promise<void> {
+    this.#signal?.throwIfAborted();
+    const options = { timeoutMs: Math.max(0, this.#until - Date.now()), signal: this.#signal };
+    await waitFor(Promise.resolve(end()), options, () => this.#late("they are still being told to end"));
+  }
+
+  #late(found: string): TakeoverError {
+    return new TakeoverError(
+      "ERR_TAKEOVER_TIMEOUT",
+      `Cannot be alone at ${formatAddress(this.#address)} within ${this.#leaveMs} ms: expected the others to accept ` +
+        `what waits for them, and to end, ${found}; see what they do, and try again`,
+    );
   }
 }
 

@@ -11,12 +11,15 @@ import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { leaveToNobodyElse } from "../sockets/datagram.ts";
 import { disposeAll, type OwnedDescriptor } from "../sockets/descriptors.ts";
+import { checkPeer, namedPeer } from "../sockets/peers.ts";
 import { identify, type SocketIdentity } from "../sockets/socket.ts";
+import { checkForwarding } from "../steering/forward_channel.ts";
 import type { Unopened } from "./binding.ts";
 import { ConnectedFlows } from "./connected.ts";
 import { FlowLinks, type OlderFlows } from "./flow_links.ts";
 import type { FlowOptions, FlowStrategy, OpenedFlows } from "./flow_options.ts";
 import { type ChosenStrategy, chooseStrategy, inheritedStrategy, type SocketOrigin, withoutMeans } from "./flow_strategy.ts";
+import { tagOf } from "./generation_tags.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 import { SteeredFlows } from "./steered.ts";
 
@@ -24,13 +27,15 @@ import { SteeredFlows } from "./steered.ts";
 export interface Flows {
   /** How they stay with the process that knows them; null for an endpoint without the option. */
   readonly strategy: FlowStrategy | null;
+  /** What this process puts where clients send it back, and the kernel looks; null without the option `tag`. */
+  readonly tag: number | null;
   /**
    * Forwards a datagram when it belongs to an older process.
    *
    * @param bytes Copied.
-   * @param peer Who sent it.
+   * @param peer Who sent it; one of a link-local IPv6 address with its zone, `fe80::1%eth0`, as runtimes name it.
    * @returns Whether it did; false for one that is this process's to serve.
-   * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a sender without a numeric address and a port.
+   * @throws {TakeoverError} `ERR_TAKEOVER_ADDRESS` for a sender without a family, an address and a port.
    */
   take(bytes: Uint8Array, peer: InetAddress): boolean;
   /**
@@ -82,6 +87,7 @@ export interface FlowsOwner {
 /** An endpoint whose datagrams are all this process's. */
 export class NoFlows implements Flows {
   readonly strategy: null = null;
+  readonly tag: null = null;
   readonly needsGroup: boolean = false;
   readonly #name: string;
 
@@ -133,17 +139,27 @@ export class EndpointFlows implements Flows {
     return this.#chosen.strategy;
   }
 
+  get tag(): number | null {
+    const { tag } = this.#options;
+    return tag ? tagOf(tag, this.#owner.generation) : null;
+  }
+
   /** Whether the socket has to be one that others can join. */
   get needsGroup(): boolean {
     const { tag, peers } = this.#options;
     return this.#owner.runtime.abi.platform === "linux" && (tag ?? peers) !== undefined;
   }
 
-  /** Whether flows are left to this process beside its successor. */
+  /** Whether flows are left to this process beside its successor, or something that it has read for older ones. */
   get isServing(): boolean {
-    const { strategy } = this;
-    const mayForward = strategy !== "connected" || this.#options.route !== undefined;
-    return mayForward && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0;
+    return this.#isForwardedTo && this.#links.isReceiving || (this.kernel?.count ?? 0) > 0 || this.#links.isSending;
+  }
+
+  /** A successor that has this process's socket forwards where there is a route, and only what the kernel was not told of. */
+  get #isForwardedTo(): boolean {
+    const { kernel } = this;
+    if (kernel?.keepsSocket !== false) return true;
+    return this.#options.route !== undefined && (!(kernel instanceof ConnectedFlows) || kernel.hasLeft);
   }
 
   /**
@@ -151,13 +167,15 @@ export class EndpointFlows implements Flows {
    *
    * @param inherited The incumbent's; null when it has no flows of the endpoint, or there is none.
    * @param isShared Whether the application itself lets others bind the address.
-   * @throws {TakeoverError} As `chooseStrategy` and `inheritedStrategy`.
+   * @throws {TakeoverError} As `chooseStrategy` and `inheritedStrategy`; `ERR_TAKEOVER_UNSUPPORTED` when only forwarding
+   *   is left, and the platform has no sockets for it.
    */
   choose(socket: Unopened, origin: SocketOrigin, inherited: string | null, isShared: boolean): void {
     const { runtime } = this.#owner;
     this.#chosen = inherited === null
       ? chooseStrategy(runtime, socket, origin, this.#options, isShared)
       : inheritedStrategy(runtime, this.#name, inherited, this.#options);
+    if (this.strategy === "forwarded") checkForwarding(runtime);
     const isForNothing = this.needsGroup && this.strategy === "forwarded" && origin === "new" && !isShared;
     if (isForNothing) leaveToNobodyElse(runtime, socket.descriptor.number);
   }
@@ -180,17 +198,29 @@ export class EndpointFlows implements Flows {
   }
 
   take(bytes: Uint8Array, peer: InetAddress): boolean {
+    // At once, and not only when there are older processes.
+    checkPeer(peer);
     return this.#links.take(bytes, peer);
   }
 
   offer(): OfferedFlows[] {
-    const offered = this.#links.offer().map(({ generation, channel, format }) => {
-      return this.#offered("flows", { generation, strategy: this.strategy, format }, channel);
-    });
-    const members = this.kernel?.travel() ?? [];
-    return [...offered, ...members.map(({ generation, channel, slot }) => {
-      return this.#offered("member", { generation, slot: slot! }, channel);
-    })];
+    const links = this.#links.offer();
+    const channels = links.map(({ channel }) => channel);
+    try {
+      const members = this.kernel?.travel() ?? [];
+      channels.push(...members.map(({ channel }) => channel));
+      return [
+        ...links.map(({ generation, channel, format }) => {
+          return this.#offered("flows", { generation, strategy: this.strategy, format }, channel);
+        }),
+        ...members.map(({ generation, channel, slot }) => {
+          return this.#offered("member", { generation, slot: slot! }, channel);
+        }),
+      ];
+    } catch (error) {
+      disposeAll(channels);
+      throw error;
+    }
   }
 
   lease(): void {
@@ -220,6 +250,12 @@ export class EndpointFlows implements Flows {
     this.kernel?.end();
   }
 
+  /** The time to drain is up. */
+  finish(): void {
+    this.end();
+    this.#links.giveUp();
+  }
+
   /** Resolves when no flow is left to this process. */
   async ended(): Promise<void> {
     if (this.isServing) await new Promise<void>((resolve) => this.#hearEnd.push(resolve));
@@ -240,7 +276,7 @@ export class EndpointFlows implements Flows {
   /** A datagram that the application fails at is the end of nothing else. */
   #serve(bytes: Uint8Array, peer: InetAddress): void {
     try {
-      this.#options.datagram(bytes, peer);
+      this.#options.datagram(bytes, namedPeer(this.#owner.runtime, this.#endpoint?.descriptor ?? -1, peer));
     } catch (error) {
       this.#owner.failed(error);
     }

@@ -8,7 +8,7 @@
 
 import type { InetAddress } from "../c/sockaddr.ts";
 import { TakeoverError } from "../errors.ts";
-import { OwnedDescriptor } from "../sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
 import { duplicate, openPair } from "../sockets/socket.ts";
 import { formatNamed } from "../steering/forward_frames.ts";
 import { ForwardedReceiver } from "../steering/forwarded_receiver.ts";
@@ -36,6 +36,8 @@ export class FlowLinks {
   /** What a successor will forward over. */
   #far: OwnedDescriptor | null = null;
   #receiver: ForwardedReceiver | null = null;
+  /** Whether another process forwards from here on. */
+  #isReleased = false;
 
   constructor(host: FlowHost) {
     this.#host = host;
@@ -47,6 +49,11 @@ export class FlowLinks {
     return this.#receiver !== null;
   }
 
+  /** Whether older processes have not been sent yet what this one has read for them. */
+  get isSending(): boolean {
+    return this.#isReleased && [...this.#older.values()].some(({ link }) => link.isOpen);
+  }
+
   /** Whether the process of a generation is there. */
   isThere(generation: number): boolean {
     return this.#older.get(generation)?.link.isOpen === true;
@@ -54,7 +61,13 @@ export class FlowLinks {
 
   /** Forwards a datagram when it belongs to an older process; false for one that is this process's. */
   take(bytes: Uint8Array, peer: InetAddress): boolean {
-    return this.#forwarder.take(bytes, peer);
+    try {
+      return this.#forwarder.take(bytes, peer);
+    } catch (error) {
+      // The application's route has failed, or the sender's interface has gone: that is the end of nothing else.
+      this.#host.failed(error);
+      return false;
+    }
   }
 
   /**
@@ -64,11 +77,19 @@ export class FlowLinks {
    * @param ended Hears of the end of one of them.
    */
   add(older: readonly OlderFlows[], ended: () => void): void {
-    const { runtime, datagram } = this.#host;
+    const { runtime, limits, datagram } = this.#host;
     for (const each of older) {
       const format = formatNamed(runtime.abi, each.format);
-      const returned = ({ bytes, peer }: { bytes: Uint8Array; peer: InetAddress }) => datagram(bytes, peer);
-      const link = new ForwardLink(runtime, each.channel, { ...format && { format }, returned, ended });
+      const link = new ForwardLink(runtime, each.channel, {
+        ...format && { format },
+        queueSize: limits.forwardSize,
+        returned: ({ bytes, peer }) => datagram(bytes, peer),
+        dropped: (count) => this.#host.failed(tooMany(this.#host, each.generation, count)),
+        ended: () => {
+          ended();
+          this.#host.changed();
+        },
+      });
       this.#older.set(each.generation, { ...each, link });
       if (format) this.#forwarder.add(each.generation, link);
       else this.#host.failed(unknownFormat(this.#host.name, each));
@@ -87,14 +108,18 @@ export class FlowLinks {
     const [near, far] = openPair(runtime, "seqpacket");
     this.#far?.[Symbol.dispose]();
     this.#far = far;
+    const offered: OlderFlows[] = [{ generation, channel: near, format: options.format ?? "own" }];
     const open = [...this.#older.values()].filter(({ link }) => link.isOpen)
       .sort((a, b) => b.generation - a.generation).slice(0, olderCount - 1);
-    return [
-      { generation, channel: near, format: options.format ?? "own" },
-      ...open.map(({ channel, generation, format }) => {
-        return { generation, format, channel: new OwnedDescriptor(runtime, duplicate(runtime, channel.number)) };
-      }),
-    ];
+    try {
+      for (const { channel, generation, format } of open) {
+        offered.push({ generation, format, channel: new OwnedDescriptor(runtime, duplicate(runtime, channel.number)) });
+      }
+      return offered;
+    } catch (error) {
+      disposeAll(offered.map(({ channel }) => channel));
+      throw error;
+    }
   }
 
   /** A successor reads from here on: what it forwards is served. */
@@ -119,13 +144,18 @@ export class FlowLinks {
     this.#receiver?.end();
   }
 
-  /** The links to older processes are the newest's from here on. */
+  /** The links to older processes are the newest's from here on; what waits here still goes out. */
   release(): void {
-    for (const { link } of this.#older.values()) link.close();
-    this.#older.clear();
+    this.#isReleased = true;
+    for (const { link } of this.#older.values()) link.finish();
   }
 
-  /** Ends everything. */
+  /** What has not gone out by now never will. */
+  giveUp(): void {
+    if (this.#isReleased) for (const { link } of this.#older.values()) link.close();
+  }
+
+  /** Ends everything, but for what is on its way. */
   close(): void {
     this.#far?.[Symbol.dispose]();
     this.#far = null;
@@ -146,5 +176,13 @@ function unknownFormat(name: string, { generation, format }: OlderFlows): Takeov
     "ERR_TAKEOVER_UNSUPPORTED",
     `Cannot forward datagrams of ${JSON.stringify(name)} to generation ${generation}: it reads the format ` +
       `${JSON.stringify(format.slice(0, 80))}, expected own or mvfst; its flows are this process's`,
+  );
+}
+
+function tooMany({ name, limits }: FlowHost, generation: number, count: number): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_LIMIT",
+    `Cannot forward ${count} datagrams of ${JSON.stringify(name)} to generation ${generation}, they are dropped: ` +
+      `expected it to read; at most ${limits.forwardSize} bytes wait for it (limit forwardSize), and for drainMs at most`,
   );
 }

@@ -9,6 +9,7 @@ import type { InetAddress } from "../c/sockaddr.ts";
 import { shown, TakeoverError } from "../errors.ts";
 import type { FormatName } from "../steering/forward_frames.ts";
 import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
+import { checkTagCount } from "./generation_tags.ts";
 
 /**
  * How flows stay, the best first. `steered`: the kernel sees in each datagram
@@ -27,8 +28,8 @@ export interface FlowOptions {
   /** Serves what has come to this process by another way than through the socket that it has opened. */
   readonly datagram: (bytes: Uint8Array, peer: InetAddress) => void;
   /**
-   * For `steered`: where the application puts its generation, and clients send
-   * it back: `generation & mask`, and 0 where there is none.
+   * For `steered`: where the application puts `Flows.tag`, and clients send it
+   * back; 0 where there is none. It has at least 5 bits.
    */
   readonly tag?: Tag | QuicTag;
   /** For `connected`: whom this process has flows with. Asked when a successor is ready, more than once. */
@@ -76,7 +77,8 @@ export function hasMeans(options: FlowOptions, strategy: FlowStrategy): boolean 
 /**
  * The option of `bind` is checked before anything is opened.
  *
- * @throws {TakeoverError} `ERR_TAKEOVER_STATE`; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have.
+ * @throws {TakeoverError} `ERR_TAKEOVER_STATE`; `ERR_TAKEOVER_RANGE` for a tag
+ *   that no datagram can have, or of too few bits.
  */
 export function checkedFlows(options: FlowOptions | undefined): FlowOptions | null {
   if (options === undefined) return null;
@@ -87,7 +89,10 @@ export function checkedFlows(options: FlowOptions | undefined): FlowOptions | nu
   if (route !== undefined && typeof route !== "function") throw unfit("a function as route");
   if (format !== "own" && format !== "mvfst") throw unfit(`own or mvfst as format, it is ${shown(format)}`);
   if (!strategies.some((strategy) => hasMeans(options, strategy))) throw unfit("one of tag, peers and route");
-  if (tag !== undefined) byEitherTag(tag, { slots: new Map(), otherwise: 0 });
+  if (tag !== undefined) {
+    byEitherTag(tag, { slots: new Map(), otherwise: 0 });
+    checkTagCount(tag);
+  }
   return options;
 }
 

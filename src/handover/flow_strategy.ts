@@ -14,7 +14,7 @@ import { ReuseportGroup } from "../steering/reuseport.ts";
 import type { Unopened } from "./binding.ts";
 import { reported } from "./events.ts";
 import { type FlowOptions, type FlowStrategy, hasMeans, means, type RefusedStrategy, strategies } from "./flow_options.ts";
-import { trySteering } from "./steered.ts";
+import { bindRefusals, tryMember, trySteering } from "./steered.ts";
 
 /** Where an endpoint's socket is from: the incumbent, somewhere else, or bound right now. */
 export type SocketOrigin = "inherited" | "given" | "new";
@@ -90,9 +90,25 @@ export function withoutMeans(name: string, strategy: string): TakeoverError {
 function attempt(runtime: Runtime, strategy: FlowStrategy, { descriptor }: Unopened, options: FlowOptions): void {
   if (strategy === "forwarded") return;
   // One throws for a socket that is in no group, the other for a group with others in it, whose order nobody knows.
-  checkAlone(new ReuseportGroup(runtime, [descriptor.number]));
-  if (strategy === "steered") trySteering(runtime, options.tag!);
-  else tryPinning(runtime, descriptor.number);
+  const group = new ReuseportGroup(runtime, [descriptor.number]);
+  checkAlone(group);
+  try {
+    if (strategy === "connected") return tryPinning(runtime, descriptor.number);
+    trySteering(runtime, options.tag!);
+    tryMember(group);
+  } catch (error) {
+    detach(group);
+    throw error;
+  }
+}
+
+/** Whoever else joins is to get a share again. Linux before 5.3 has no way to it. */
+function detach(group: ReuseportGroup): void {
+  try {
+    group.release();
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+  }
 }
 
 /** Without tables to ask nobody can tell. */
@@ -104,7 +120,7 @@ function checkAlone(group: ReuseportGroup): void {
   }
 }
 
-/** SO_REUSEPORT is for the strategy alone: without it a second server of this user would find the address taken. */
+/** Two that begin at the same moment have both found the address free, and see each other here. */
 function checkNobodyElse(runtime: Runtime, { descriptor, identity }: Unopened): void {
   const { platform } = runtime.abi;
   if (platform !== "linux") return;
@@ -118,5 +134,5 @@ function checkNobodyElse(runtime: Runtime, { descriptor, identity }: Unopened): 
 
 /** What the machine or the socket does not give, as opposed to what is wrong. */
 function isRefusal(error: unknown): boolean {
-  return error instanceof TakeoverError || isSystemError(error, "EACCES", "EPERM", "EADDRINUSE");
+  return error instanceof TakeoverError || isSystemError(error, ...bindRefusals);
 }

@@ -114,7 +114,7 @@ export class ProcessFlows {
     if (all.some(({ isServing }) => isServing)) await within(limitMs, Promise.all(all.map((flows) => flows.ended())));
     for (const flows of all) flows.pause();
     await someTurns();
-    for (const flows of all) flows.end();
+    for (const flows of all) flows.finish();
     // Each takes a moment, with a limit of its own, for what is on its way.
     await Promise.all(all.map((flows) => flows.ended()));
     await someTurns();

@@ -17,11 +17,15 @@ import { isOfKind, type OpenedKind, type Unopened } from "./binding.ts";
 /** Sockets, and what else a service manager passed. */
 export type PassedDescriptor = ForeignSocket | InheritedDescriptor;
 
+/** One that an endpoint has claimed. */
+export type ClaimedSocket = PassedDescriptor & Unopened;
+
 /** What was passed and nobody has claimed yet. */
 export class ForeignSockets implements Disposable {
   readonly #runtime: Runtime;
   readonly #isOwnStore: boolean;
   #waiting: readonly PassedDescriptor[];
+  #isDisposed = false;
 
   /**
    * @param descriptors Owned by this object, until they are claimed.
@@ -42,7 +46,7 @@ export class ForeignSockets implements Disposable {
    * @param kind Whether it is to listen, or to receive datagrams.
    * @returns Null when there is none. Else the caller owns it.
    */
-  claim(name: string, wanted: SocketAddress, kind: OpenedKind = "listener"): Unopened | null {
+  claim(name: string, wanted: SocketAddress, kind: OpenedKind = "listener"): ClaimedSocket | null {
     const sockets = this.#waiting.filter(({ identity }) => {
       return identity && isOfKind(identity, kind) && (identity.family === "unix") === (wanted.family === "unix");
     });
@@ -55,7 +59,13 @@ export class ForeignSockets implements Disposable {
       (anyPort ? undefined : sockets.find(isThere));
     if (!found) return null;
     this.#waiting = this.#waiting.filter((each) => each !== found);
-    return { descriptor: found.descriptor, identity: found.identity!, isSupervised: found.isSupervised === true };
+    return { ...found, identity: found.identity! };
+  }
+
+  /** What could not be opened can be claimed again. @param socket Taken. */
+  giveBack(socket: ClaimedSocket): void {
+    if (this.#isDisposed) return socket.descriptor[Symbol.dispose]();
+    this.#waiting = [socket, ...this.#waiting];
   }
 
   /** The names of what nobody has claimed. */
@@ -65,6 +75,7 @@ export class ForeignSockets implements Disposable {
 
   /** Closes what nobody claimed; whoever passed it has copies of its own. */
   [Symbol.dispose](): void {
+    this.#isDisposed = true;
     disposeAll(this.#waiting.map(({ descriptor }) => descriptor));
     this.#waiting = [];
   }

@@ -10,9 +10,11 @@
 import { batchChannel, batchesOf, encodeBatchHead } from "./batch.ts";
 import type { OfferedFlows } from "./endpoint_flows.ts";
 import type { OfferedSocket } from "./flows.ts";
+import { waitFor } from "../channels/readiness.ts";
 import { Conversation, within } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
 import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
+import { isElsewhere } from "../sockets/elsewhere.ts";
 import { TakeoverError } from "../errors.ts";
 import type { FrameHead } from "./frame.ts";
 import type { Limits } from "../limits.ts";
@@ -43,6 +45,8 @@ export interface IncumbentHost {
   greeted(): void;
   /** Resolves when nothing is left of this process's own beginning: all that it has, it keeps. */
   atRest(): Promise<unknown>;
+  /** Everything is about to be offered. */
+  offering(): void;
   /** The successor waits for its lease: what takes its time before that, while everything is served. */
   readying(claimed: readonly string[]): Promise<void>;
   /** Ready: stop accepting on the control socket and what is claimed. */
@@ -59,6 +63,8 @@ export interface IncumbentHost {
   settled(to: Peer, claimed: readonly string[]): void;
   /** The successor knows: close the copies. */
   release(to: Peer, claimed: readonly string[]): void;
+  /** A successor was lost before ready, that may have done something with what it was offered. */
+  takeBack(): void;
   /** A successor was refused, or lost before ready. */
   abandon(error: unknown): void;
 }
@@ -166,12 +172,14 @@ export class Incumbent {
     let flows: readonly OfferedFlows[] = [];
     let second: Conversation | null = null;
     try {
-      await Promise.race([this.#host.atRest(), conversation.failed]);
+      await this.#beAtRest(conversation);
       if (hello.datagrams) flows = await this.#host.flows();
       if (this.#closed) return;
-      session.isOffered = true;
       // Servers may have been opened and closed meanwhile.
       const endpoints = this.#endpointsFor(hello);
+      this.#checkRoom(hello, endpoints.length + flows.length);
+      this.#host.offering();
+      session.isOffered = true;
       second = await this.#offer(session, version, [...endpoints, ...flows]);
       const ready = await conversation.receive(this.#host.limits.readyMs, "readyMs");
       const { claimed } = parseReady(ready, this.#host.limits);
@@ -182,13 +190,28 @@ export class Incumbent {
       const moving = hello.moves ? second : null;
       if (moving) second = null;
       await this.#lease(session, claimed, moving);
-    } finally {
+    } catch (error) {
       this.#session = null;
+      if (session.isOffered && !this.#closed) this.#host.takeBack();
+      throw error;
+    } finally {
+      if (this.#session === session) this.#session = null;
       disposeAll(flows.map(({ channel }) => channel));
       // A second connection that comes too late has nobody, either.
       if (second) second.destroy();
       else if (!session.isJoined) void joined.then((late) => late.destroy());
     }
+  }
+
+  /** A successor with the same limits hears why it is refused, before its own patience is at an end. */
+  async #beAtRest({ failed }: Conversation): Promise<void> {
+    const timeoutMs = this.#host.limits.offerMs / 2;
+    await waitFor(Promise.race([this.#host.atRest(), failed]), { timeoutMs }, () =>
+      new TakeoverError(
+        "ERR_TAKEOVER_BUSY",
+        `Cannot hand over within ${timeoutMs} ms (half of the limit offerMs): expected this process to be at rest, it ` +
+          "still displaces others or closes surplus listeners; try again when it has done so",
+      ));
   }
 
   /** One that does not know of datagram sockets would take them for malformed. */
@@ -198,7 +221,7 @@ export class Incumbent {
 
   /** Refuses what cannot become a hand-over, before anything is sent. */
   #agree(hello: Hello, endpoints: readonly OfferedSocket[]): number {
-    const { limits, instance } = this.#host;
+    const { instance } = this.#host;
     const version = commonVersion(hello.versions);
     if (version === null) {
       throw new TakeoverError(
@@ -219,15 +242,18 @@ export class Incumbent {
       );
     }
     checkNames(hello.require, endpoints, "requires");
-    const needed = endpoints.length + limits.spareCount;
-    if (hello.room < needed) {
-      throw new TakeoverError(
-        "ERR_TAKEOVER_NO_ROOM",
-        `Cannot hand over ${endpoints.length} descriptors: the successor has room for ${hello.room}, expected ` +
-          `${limits.spareCount} more (limit spareCount); raise its limit of open files (ulimit -n)`,
-      );
-    }
+    this.#checkRoom(hello, endpoints.length);
     return version;
+  }
+
+  #checkRoom({ room }: Hello, count: number): void {
+    const { spareCount } = this.#host.limits;
+    if (room >= count + spareCount) return;
+    throw new TakeoverError(
+      "ERR_TAKEOVER_NO_ROOM",
+      `Cannot hand over ${count} descriptors: the successor has room for ${room}, expected ` +
+        `${spareCount} more (limit spareCount); raise its limit of open files (ulimit -n)`,
+    );
   }
 
   /** Gives the second connection, over which everything has gone that was offered. */
@@ -291,15 +317,20 @@ export class Incumbent {
       // This process ends: the successor serves, there is nothing to resume.
       if (this.#closed) return;
       conversation.refuse(error);
+      this.#session = null;
       this.#host.resume(to, error);
       return;
     }
     this.#host.settled(to, claimed);
-    // An abort behind settled comes too late: the lease is over.
-    if (conversation.state === "settling") conversation.send({ type: "released" });
-    conversation.end();
     this.#closed = true;
-    this.#host.release(to, claimed);
+    try {
+      // What the successor does not want it closes when it hears of it: nobody else has a copy by then.
+      this.#host.release(to, claimed);
+    } finally {
+      // An abort behind settled comes too late: the lease is over.
+      if (conversation.state === "settling") conversation.send({ type: "released" });
+      conversation.end();
+    }
   }
 
   /**
@@ -332,7 +363,9 @@ function isTimeout(error: unknown): boolean {
 
 function manifestEntry(offered: OfferedSocket | OfferedFlows, ticketKeys: string): OfferedEndpoint {
   const { kind, name, identity, isSupervised } = offered;
-  const entry = { kind, name, address: identity.address, cookie: identity.cookie, supervised: isSupervised };
+  const { address, cookie } = identity;
+  const mark = isElsewhere(cookie) ? { elsewhere: true } : {};
+  const entry = { kind, name, address, cookie, supervised: isSupervised, ...mark };
   if ("fields" in offered) return { ...entry, ...offered.fields };
   return ticketKeys ? { ...entry, ticketKeys } : entry;
 }

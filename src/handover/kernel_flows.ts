@@ -42,7 +42,7 @@ export interface TravellingMember {
  * hand-over. Where the newest process forwards, it does nothing.
  */
 export interface KernelFlows {
-  /** Whether this process reads its socket on when it has a successor, which has another. */
+  /** Whether this process reads its socket on beside the successor that it has offered another. */
   readonly keepsSocket: boolean;
   /** Flows that this process still serves beside its successor. */
   readonly count: number;

@@ -1,7 +1,7 @@
 /**
- * Listeners that no other process has, as far as this one knows: those that
- * come to their end with this process, or because a successor does not want
- * them.
+ * Sockets that no other process has, as far as this one knows: those that come
+ * to their end with this process, or because a successor does not want them;
+ * and how listeners among them are closed.
  *
  * @module
  */
@@ -62,18 +62,24 @@ export class LastCopies {
    * @param hasInherited Whether nobody else has what this process has inherited.
    */
   among(endpoints: Iterable<Endpoint>, hasInherited: boolean): Endpoint[] {
-    return [...endpoints].filter(({ name, kind, isSupervised }) => {
+    return [...endpoints].filter(({ name, isSupervised }) => {
       const isOurs = hasInherited || this.#bound.has(name);
-      return kind === "listener" && !isSupervised && isOurs && !this.#claimed.includes(name);
+      return !isSupervised && isOurs && !this.#claimed.includes(name);
     });
   }
 
-  /** Closes endpoints, once whoever waits at them has been served; after others, which may need their servers. */
-  close(endpoints: readonly Endpoint[]): void {
+  /**
+   * Closes endpoints, once whoever waits at them has been served; after other
+   * closings, which may need their servers.
+   *
+   * @param steered Never rejects, and resolves when nothing else steers connections to them.
+   */
+  close(endpoints: readonly Endpoint[], steered: Promise<unknown> = Promise.resolve()): void {
     const { runtime, limits } = this.#host;
     if (endpoints.length === 0) return;
-    const until = Date.now() + limits.queueMs;
-    const closing = this.#closing.then(() => closeForGood(runtime, endpoints, Math.max(0, until - Date.now())));
+    const until = steered.then(() => Date.now() + limits.queueMs);
+    const closing = Promise.all([until, this.#closing])
+      .then(([until]) => closeForGood(runtime, endpoints, Math.max(0, until - Date.now())));
     this.follow(endpoints.map(({ name }) => name), closing);
   }
 

@@ -17,17 +17,17 @@
  * @module
  */
 
-import { sameAddress, type SocketAddress } from "../c/sockaddr.ts";
+import { type InetAddress, sameAddress, type SocketAddress } from "../c/sockaddr.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
-import { satisfies } from "../sockets/address.ts";
 import { cookieOf } from "../sockets/socket.ts";
-import { detachFromGroup } from "../steering/attach.ts";
 import { keepAwayFromOthers, type KeepingAway, type Steering } from "../steering/keep_away.ts";
 import { isShared } from "../steering/reuseport.ts";
 import { TakeoverError } from "../errors.ts";
-import type { Unopened } from "./binding.ts";
+import { isOfKind, type Unopened } from "./binding.ts";
+import { serves } from "./foreign_sockets.ts";
 import type { QueueCounts } from "./queue_counts.ts";
+import type { Stragglers } from "./stragglers.ts";
 import { Surplus } from "./surplus.ts";
 
 /** The names of a group's members: those that it has had, then `name`, `name.2`, …, as far as they are free. */
@@ -42,42 +42,42 @@ export function memberNames(name: string, inherited: readonly string[], count: n
 
 /** What an incumbent has of a group, in the order of its members: all are where the first is. */
 export function inheritedMembers(
+  runtime: Runtime,
   name: string,
   endpoints: ReadonlyMap<string, Unopened>,
   wanted: SocketAddress,
 ): [string, Unopened][] {
   const numberOf = (each: string) => each === name ? 1 : Number(/^[1-9]\d*$/.exec(each.slice(name.length + 1))?.[0]);
   const named = [...endpoints]
-    .filter(([each, { identity }]) => {
+    .filter(([each, socket]) => {
       const isNamed = each === name || each.startsWith(`${name}.`) && numberOf(each) >= 2;
-      return isNamed && identity.listening && satisfies(identity.address, wanted);
+      return isNamed && isOfKind(socket.identity, "listener") && serves(runtime, socket, wanted);
     })
     .sort(([a], [b]) => numberOf(a) - numberOf(b));
   return named.filter(([, { identity }]) => sameAddress(identity.address, named[0]![1].identity.address));
-}
-
-/** Takes away what a successor that was lost has steered listeners of one address by, if they are shared. */
-export function takeBack(runtime: Runtime, endpoints: readonly Endpoint[]): void {
-  // One may have another listener for a moment.
-  const open = endpoints.find(({ alive, descriptor }) => alive && isShared(runtime, descriptor));
-  if (open) detachFromGroup(runtime, open.descriptor);
 }
 
 /** The group as one process serves it. */
 export class ListenerGroup {
   readonly #runtime: Runtime;
   readonly #isOwnStore: boolean;
+  readonly #stragglers: Stragglers;
   readonly #servers: Endpoint[] = [];
+  /** Where it is, when the incumbent has it. */
+  #address: InetAddress | null = null;
   #away: KeepingAway | null = null;
   #surplus: Surplus | null = null;
-  /** Names of listeners that came and are not wanted. */
-  readonly surplusNames: string[] = [];
+  /** How many members the incumbent has that are wanted. */
+  #keptCount = 0;
+  /** Listeners that came and are not wanted, by name. */
+  readonly #unwanted = new Map<string, Unopened>();
   #closing: Promise<QueueCounts | null> | null = null;
 
   /** @param isOwnStore Whether what a service manager has was given to it by this program, which takes it back. */
-  constructor(runtime: Runtime, isOwnStore: boolean) {
+  constructor(runtime: Runtime, isOwnStore: boolean, stragglers: Stragglers) {
     this.#runtime = runtime;
     this.#isOwnStore = isOwnStore;
+    this.#stragglers = stragglers;
   }
 
   /**
@@ -92,16 +92,23 @@ export class ListenerGroup {
    *   the kernel has no tables to ask.
    */
   async prepare(inherited: readonly [string, Unopened][], count: number): Promise<void> {
+    this.#keptCount = Math.min(inherited.length, count);
     if (inherited.length === 0 || inherited.length === count) return;
     const descriptors = inherited.map(([, { descriptor }]) => descriptor.number);
     if (!descriptors.every((each) => isShared(this.#runtime, each))) throw notShared(inherited[0]![0], count);
     const isSupervised = inherited.slice(count).some(([, { isSupervised }]) => isSupervised);
     if (isSupervised && !this.#isOwnStore) throw supervised(inherited[0]![0], inherited.length, count);
     const kept = new Set(descriptors.slice(0, count).map((each) => cookieOf(this.#runtime, each)));
+    this.#address = inherited[0]![1].identity.address as InetAddress;
     this.#away = await keepAwayFromOthers(this.#runtime, descriptors, (cookie) => kept.has(cookie));
-    const surplus = inherited.slice(count);
-    this.surplusNames.push(...surplus.map(([name]) => name));
-    this.#surplus = new Surplus(this.#runtime, surplus.map(([, { descriptor }]) => descriptor), () => this.#servers);
+    for (const [name, socket] of inherited.slice(count)) this.#unwanted.set(name, socket);
+    const surplus = [...this.#unwanted.values()].map(({ descriptor }) => descriptor);
+    this.#surplus = new Surplus(this.#runtime, surplus, () => this.#servers);
+  }
+
+  /** Names of listeners that came and are not wanted. */
+  get surplusNames(): string[] {
+    return [...this.#unwanted.keys()];
   }
 
   /** By which program new connections go to some members alone; null when they go to all. */
@@ -115,6 +122,22 @@ export class ListenerGroup {
     this.#away?.joined(endpoint.descriptor);
   }
 
+  /**
+   * This process is to be ready. Where it has not opened all that it wants of
+   * the incumbent's, that one serves what is missing, and what is not wanted.
+   *
+   * @returns What goes back, by name; the caller owns it.
+   */
+  giveUpUnlessOpened(): ReadonlyMap<string, Unopened> {
+    const unwanted = new Map(this.#unwanted);
+    if (this.#servers.length >= this.#keptCount) return new Map();
+    this.#unwanted.clear();
+    this.#surplus = null;
+    this.#away?.end();
+    this.#away = null;
+    return unwanted;
+  }
+
   /** This process serves. */
   serve(): void {
     this.#surplus?.serve();
@@ -122,7 +145,8 @@ export class ListenerGroup {
 
   /**
    * Nothing comes back to the incumbent: surplus members are closed, and the
-   * kernel spreads over all that are left.
+   * kernel spreads over all that are left, once no other process has a surplus
+   * one.
    *
    * @param forgotten Resolves when no service manager has copies of them: one that stays in the group is nobody's.
    * @returns What became of those who waited at them; null where there were
@@ -150,17 +174,13 @@ export class ListenerGroup {
     try {
       await forgotten;
       const counts = await this.#surplus?.close(away, timeoutMs) ?? null;
-      return this.surplusNames.length > 0 ? counts : null;
+      return this.#unwanted.size > 0 ? counts : null;
     } finally {
       this.#surplus?.[Symbol.dispose]();
       this.#away = null;
-      away.end();
+      const cookies = [...this.#unwanted.values()].map(({ identity }) => identity.cookie);
+      this.#stragglers.endOnceGone(this.#address!, cookies, () => away.end());
     }
-  }
-
-  /** A successor was lost: the kernel spreads over all again, whatever that one had done. */
-  takeBack(): void {
-    if (!this.#away) takeBack(this.#runtime, this.#servers);
   }
 
   /** Gives up what was not wanted: the incumbent has it. */

@@ -68,6 +68,8 @@ export interface OfferedEndpoint {
   readonly slot?: number;
   /** Whether the place belongs to a service manager or the like. */
   readonly supervised?: boolean;
+  /** Whether a program that knows nothing of hand-overs may have copies too. */
+  readonly elsewhere?: boolean;
   /** The keys of a TLS server's session tickets, 96 hexadecimal digits; empty for none. */
   readonly ticketKeys?: string;
 }
@@ -247,6 +249,7 @@ function parseEndpoint(item: unknown, limits: Limits): OfferedEndpoint {
     ...kind === "flows" && { ...optionalText(head, "strategy"), ...optionalText(head, "format") },
     ...kind === "member" && head.slot !== undefined && { slot: integer(head, "slot") },
     supervised: head.supervised === true,
+    ...head.elsewhere === true ? { elsewhere: true } : {},
     ticketKeys: typeof head.ticketKeys === "string" && head.ticketKeys.length === 96 ? head.ticketKeys : "",
   };
 }

@@ -13,8 +13,7 @@ import { DatagramEndpoint } from "../natives/datagram_endpoint.ts";
 import { Endpoint } from "../natives/endpoint.ts";
 import { type ForeignSockets, serves } from "./foreign_sockets.ts";
 import type { Limits } from "../limits.ts";
-import { adopt } from "../natives/graft.ts";
-import { owning } from "../sockets/descriptors.ts";
+import { adopt, type Adopted } from "../natives/graft.ts";
 import type { SocketOrigin } from "./flow_strategy.ts";
 import type { OwnPaths } from "./own_paths.ts";
 import type { SocketAddress } from "../c/sockaddr.ts";
@@ -41,13 +40,13 @@ export interface Opened<T> {
 
 /**
  * Opens an endpoint: with the incumbent's socket of that name, else one from
- * elsewhere, else a new one.
+ * elsewhere, else a new one. When that fails, a socket that was there before
+ * goes back to where it came from, for the next try.
  *
  * @param kind Whether it is to listen, or to receive datagrams.
  * @param wanted The address, resolved.
  * @param address The same as the application gave it.
- * @param inspect Sees the socket before the application's callback is called,
- *   and before anything is taken of an incumbent.
+ * @param inspect Sees the socket before the application's callback is called.
  * @throws What `inspect` does, and as `Takeover.listen` and `Takeover.bind`.
  */
 export async function openEndpoint<T>(
@@ -59,25 +58,28 @@ export async function openEndpoint<T>(
   open: (at: never) => T,
   inspect: (socket: Unopened, origin: SocketOrigin) => void = () => {},
 ): Promise<Opened<Awaited<T>>> {
-  const found = succession?.endpoints.get(name);
-  const isInherited = found !== undefined && isOfKind(found.identity, kind) && serves(runtime, found, wanted);
-  if (isInherited) {
-    inspect(found, "inherited");
-    succession!.endpoints.delete(name);
-  }
-  const given = isInherited ? found : foreign.claim(name, wanted, kind);
+  const inherited = succession?.endpoints.get(name);
+  const isInherited = inherited !== undefined && isOfKind(inherited.identity, kind) &&
+    serves(runtime, inherited, wanted);
+  if (isInherited) succession!.endpoints.delete(name);
+  const claimed = isInherited ? null : foreign.claim(name, wanted, kind);
+  const given = isInherited ? inherited : claimed;
   const { descriptor, identity } = given ?? bindEndpoint(runtime, wanted, address, kind, succession?.endpoints);
   paths.take(identity.address);
-  const adopted = await owning(descriptor, async (owned) => {
-    try {
-      if (!isInherited) inspect({ descriptor, identity }, given ? "given" : "new");
-      return await (kind === "datagram" ? adoptPaused : adopt)(runtime, limits, name, owned, identity, open);
-    } catch (error) {
+  let adopted: Adopted<Awaited<T>>;
+  try {
+    inspect({ descriptor, identity }, isInherited ? "inherited" : given ? "given" : "new");
+    adopted = await (kind === "datagram" ? adoptPaused : adopt)(runtime, limits, name, descriptor, identity, open);
+  } catch (error) {
+    if (isInherited) succession!.giveBack(name, inherited);
+    else if (claimed) foreign.giveBack(claimed);
+    else {
       // Nobody will ever answer on a path that was bound for it.
-      if (!given && identity.address.family === "unix") paths.remove(identity.address.path);
-      throw error;
+      if (identity.address.family === "unix") paths.remove(identity.address.path);
+      descriptor[Symbol.dispose]();
     }
-  });
+    throw error;
+  }
   const { native, descriptor: held, registrations } = adopted;
   const parts = {
     name,

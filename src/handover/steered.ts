@@ -13,7 +13,11 @@
  * the kernel's order stays as it is, and what has come to a process that ended
  * is served by the newest. The successor's socket is the incumbent's to open,
  * before there is a successor: one that is killed in the lease takes nothing
- * with it. The socket of a generation that has ended is the next one's.
+ * with it. The socket of a generation that has ended is the next one's. What
+ * comes to a socket that nobody reads, the newest process serves.
+ *
+ * A process that may not bind the address, because its user has changed, opens
+ * none: its successor gets its own socket, and with it its flows.
  *
  * Another program of this user can join the group, and leave it: then the
  * kernel moves its last member. So the order is looked at before a successor is
@@ -22,16 +26,20 @@
  * @module
  */
 
-import { TakeoverError } from "../errors.ts";
+import { pause, waitReadable } from "../channels/readiness.ts";
+import { isSystemError, SystemError, TakeoverError } from "../errors.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import type { Runtime } from "../runtime.ts";
 import { receiveBufferOf, setReceiveBuffer } from "../sockets/datagram.ts";
-import { copyOptions } from "../sockets/datagram_options.ts";
-import { disposeAll, OwnedDescriptor } from "../sockets/descriptors.ts";
-import { cookieOf, duplicate, identify, type SocketIdentity } from "../sockets/socket.ts";
-import { drainDatagrams } from "../steering/draining.ts";
-import { byEitherTag, type QuicTag, type Tag } from "../steering/programs.ts";
-import { openGroup, ReuseportGroup } from "../steering/reuseport.ts";
+import { copyOptions, hearOwnGroups } from "../sockets/datagram_options.ts";
+import { disposeAll, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { cookieOf, duplicate, identify, openSocket, setShared, type SocketIdentity } from "../sockets/socket.ts";
+import { attachToGroup } from "../steering/attach.ts";
+import { assemble } from "../steering/bpf.ts";
+import { drainDatagrams, type TakeDatagram } from "../steering/draining.ts";
+import { byEitherTag, everythingTo, type QuicTag, type Tag } from "../steering/programs.ts";
+import { ReuseportGroup } from "../steering/reuseport.ts";
+import { atOnceCount, tagOf } from "./generation_tags.ts";
 import type { FlowHost, KernelFlows, TravellingMember } from "./kernel_flows.ts";
 
 /** A socket of the group. */
@@ -42,8 +50,8 @@ interface Member {
   readonly socket: OwnedDescriptor | null;
 }
 
-/** How long a packet may take from the program's answer to the socket. */
-const lateMs = 50;
+/** How soon a socket is looked at again in which there was nothing, though it was told of. */
+const falseAlarmMs = 50;
 
 /** How long a slot's probe may take; it is sent on this machine. That of a stranger's slot takes as long. */
 const probeMs = 50;
@@ -54,20 +62,25 @@ const strangerCount = 16;
 /** The most slots of a manifest: sockets of ours, and of others between them. */
 const slotCount = 1_024;
 
-/** As many as the largest program that may come knows. */
-const generationCount = 16;
+/** Why a process may not open a socket at an address where there is one: another user has it, or only root may. */
+export const bindRefusals = ["EADDRINUSE", "EACCES", "EPERM", "EADDRNOTAVAIL"] as const;
 
 /** The group, as one process has it. */
 export class SteeredFlows implements KernelFlows {
-  readonly keepsSocket = true;
   /** What is left is read from a native socket. */
   readonly count = 0;
   readonly #host: FlowHost;
   readonly #own: Endpoint;
   readonly #members: Member[];
   readonly #group: ReuseportGroup;
-  /** Whether this process reads what has no tag of an older one. */
-  #isNewest = false;
+  /** While this process reads what has no tag of an older one. */
+  #newest: AbortController | null = null;
+  /** Sockets that are waited for meanwhile. */
+  readonly #watched = new Set<OwnedDescriptor>();
+  /** The socket that a successor is offered; null where it is this process's own. */
+  #offered: Member | null = null;
+  /** Why that is so. */
+  #refusal: SystemError | null = null;
   /** The cookies by their slots, as a successor has been told. */
   #told = "";
 
@@ -100,33 +113,37 @@ export class SteeredFlows implements KernelFlows {
     }
   }
 
+  get keepsSocket(): boolean {
+    return this.#offered !== null;
+  }
+
   /**
    * This process is the newest, or an older one has ended, or a successor was
    * lost: it reads what has no tag of an older process that is there, and serves
-   * what has come to sockets that nobody reads.
+   * what comes to sockets that nobody reads.
    */
   serve(): void {
-    this.#isNewest = true;
+    const { signal } = this.#newest ??= new AbortController();
     this.#steerTo(this.#own.identity.cookie);
-    if (this.#orphans().length === 0) return;
-    this.#drainOrphans();
-    setTimeout(() => this.#drainOrphans(), lateMs);
+    for (const orphan of this.#orphans()) {
+      this.#drain(orphan);
+      void this.#watch(orphan, signal);
+    }
   }
 
-  /** The socket that a successor is to have: one that nobody reads, or a new one, which gets nothing yet. */
-  spare(): { readonly descriptor: number; readonly identity: SocketIdentity } {
-    const { runtime } = this.#host;
-    let [spare] = this.#orphans();
-    if (!spare) {
-      const socket = this.#group.open();
-      setReceiveBuffer(runtime, socket.number, receiveBufferOf(runtime, this.#own.descriptor));
-      copyOptions(runtime, this.#own.identity.family, this.#own.descriptor, socket.number);
-      spare = { generation: 0, cookie: cookieOf(runtime, socket.number), socket };
-      this.#members.push(spare);
-    }
-    spare.generation = 0;
-    const { number: descriptor } = spare.socket!;
-    return { descriptor, identity: identify(runtime, descriptor)! };
+  /**
+   * The socket that a successor is to have: one that nobody reads, or a new one,
+   * which gets nothing yet. Null for this process's own, where it may not bind
+   * the address any more: its flows are the successor's then.
+   */
+  spare(): { readonly descriptor: number; readonly identity: SocketIdentity } | null {
+    const orphans = this.#orphans();
+    this.#offered = orphans.find((each) => each === this.#offered) ?? orphans[0] ?? this.#open();
+    if (!this.#offered) return null;
+    this.#offered.generation = 0;
+    if (this.#newest) void this.#watch(this.#offered, this.#newest.signal);
+    const { number: descriptor } = this.#offered.socket!;
+    return { descriptor, identity: identify(this.#host.runtime, descriptor)! };
   }
 
   /** Copies of all sockets in the kernel's order, which the caller closes. */
@@ -134,13 +151,20 @@ export class SteeredFlows implements KernelFlows {
     const { runtime } = this.#host;
     this.#told = this.#order();
     const places = new Map(this.#group.members.map(({ cookie }, slot) => [cookie, slot]));
-    return this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
-      .sort((a, b) => a.slot - b.slot)
-      .map(({ member, slot }) => ({
-        generation: member.generation,
-        channel: new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member))),
-        slot,
-      }));
+    const sorted = this.#members.map((member) => ({ member, slot: places.get(member.cookie)! }))
+      .sort((a, b) => a.slot - b.slot);
+    const travelling: TravellingMember[] = [];
+    try {
+      for (const { member, slot } of sorted) {
+        const generation = this.#offered || member.socket ? member.generation : 0;
+        const channel = new OwnedDescriptor(runtime, duplicate(runtime, this.#numberOf(member)));
+        travelling.push({ generation, channel, slot });
+      }
+      return travelling;
+    } catch (error) {
+      disposeAll(travelling.map(({ channel }) => channel));
+      throw error;
+    }
   }
 
   /** @throws {TakeoverError} `ERR_TAKEOVER_STATE` when the order cannot be told: what is a successor to go by? */
@@ -149,7 +173,7 @@ export class SteeredFlows implements KernelFlows {
     try {
       await this.#group.refresh(probeMs);
     } finally {
-      if (this.#isNewest) this.serve();
+      if (this.#newest) this.serve();
     }
   }
 
@@ -166,14 +190,20 @@ export class SteeredFlows implements KernelFlows {
 
   /** A successor reads from here on what this process does not know. */
   lease(): void {
-    const spare = this.#members.find(({ generation }) => generation === 0);
-    if (!spare) return;
-    this.#isNewest = false;
-    this.#steerTo(spare.cookie);
+    if (this.#offered) {
+      this.#drain(this.#offered);
+      if (!this.#newest) return;
+      this.#leave();
+      this.#steerTo(this.#offered.cookie);
+    } else {
+      this.#leave();
+      const { name, options, failed } = this.#host;
+      if (!options.route) failed(notKept(name, this.#refusal!));
+    }
   }
 
   olderEnded(): void {
-    if (this.#isNewest) this.serve();
+    if (this.#newest) this.serve();
   }
 
   resume(): void {
@@ -189,21 +219,50 @@ export class SteeredFlows implements KernelFlows {
 
   /** The copies are the newest process's from here on. */
   release(): void {
-    this.#isNewest = false;
+    this.#leave();
     for (const { socket } of this.#members) socket?.[Symbol.dispose]();
   }
 
+  /** Another process is the newest, which reads what nobody else does. */
+  #leave(): void {
+    this.#newest?.abort();
+    this.#newest = null;
+    this.#watched.clear();
+  }
+
+  /** Tags come round again: the newer one has a tag that two generations have issued. */
   #steerTo(newest: string): void {
-    const host = this.#host;
-    const tag = host.options.tag!;
-    const known = this.#members.filter(({ cookie, generation }) => {
-      return cookie !== newest && (generation === host.generation || generation > 0 && host.isThere(generation));
-    });
+    const { generation, options } = this.#host;
+    const tag = options.tag!;
+    const older = this.#members.filter((each) => each.cookie !== newest && this.#isRead(each))
+      .sort((a, b) => a.generation - b.generation);
+    const newestTag = tagOf(tag, newest === this.#own.identity.cookie ? generation : generation + 1);
     this.#group.steer((slotOf) => {
-      const slots = new Map(known.map((each) => [tagOf(tag, each.generation), slotOf(each.cookie)]));
-      slots.delete(0);
+      const slots = new Map(older.map((each) => [tagOf(tag, each.generation), slotOf(each.cookie)]));
+      slots.delete(newestTag);
       return byEitherTag(tag, { slots, otherwise: slotOf(newest) });
     });
+  }
+
+  /** A socket like this process's own; null where that may not be. */
+  #open(): Member | null {
+    const { runtime } = this.#host;
+    const { descriptor: own, identity } = this.#own;
+    const prepare = (number: number): void => {
+      setReceiveBuffer(runtime, number, receiveBufferOf(runtime, own));
+      copyOptions(runtime, identity.family, own, number);
+      hearOwnGroups(runtime, number);
+    };
+    try {
+      const socket = this.#group.open({ prepare });
+      const member = { generation: 0, cookie: cookieOf(runtime, socket.number), socket };
+      this.#members.push(member);
+      return member;
+    } catch (error) {
+      if (!isSystemError(error, ...bindRefusals)) throw error;
+      this.#refusal = error;
+      return null;
+    }
   }
 
   #numberOf({ socket }: Member): number {
@@ -212,20 +271,42 @@ export class SteeredFlows implements KernelFlows {
 
   /** Sockets whose process has ended, or has never been. */
   #orphans(): Member[] {
-    const host = this.#host;
-    return this.#members.filter(({ socket, generation }) => {
-      return socket && generation !== host.generation && !host.isThere(generation);
-    });
+    return this.#members.filter((each) => each.socket && !this.#isRead(each));
   }
 
-  #drainOrphans(): void {
-    for (const { socket } of this.#orphans()) this.#drain(socket!);
+  /** Whether its process is there. */
+  #isRead({ generation }: Member): boolean {
+    return generation === this.#host.generation || generation > 0 && this.#host.isThere(generation);
   }
 
-  /** The application may have ended everything in its callback. */
-  #drain({ number }: OwnedDescriptor): void {
+  /** Serves what comes to a socket that nobody reads, for as long as nobody does. */
+  async #watch(orphan: Member, signal: AbortSignal): Promise<void> {
+    const socket = orphan.socket!;
+    if (signal.aborted || this.#watched.has(socket)) return;
+    this.#watched.add(socket);
+    try {
+      for (;;) {
+        await waitReadable(this.#host.runtime, socket.number, { keepAlive: false, signal });
+        // A successor that was lost while it was stopped has gone on, and has the group steered to itself.
+        if (orphan.generation === 0) this.#steerTo(this.#own.identity.cookie);
+        if (!this.#drain(orphan)) await pause(falseAlarmMs, { signal });
+      }
+    } catch {
+      // Another process is the newest, or the descriptor cannot be waited for now.
+      if (!signal.aborted) this.#watched.delete(socket);
+    }
+  }
+
+  /** Whether there was something. The application may have ended everything in its callback. */
+  #drain({ socket }: Member): boolean {
     const { runtime, datagram } = this.#host;
-    drainDatagrams(runtime, number, datagram, () => this.#isNewest);
+    let count = 0;
+    const take: TakeDatagram = (bytes, peer) => {
+      count++;
+      datagram(bytes, peer);
+    };
+    drainDatagrams(runtime, socket!.number, take, () => this.#newest !== null);
+    return count > 0;
   }
 
   /** The places of our own sockets. */
@@ -253,20 +334,29 @@ export class SteeredFlows implements KernelFlows {
 }
 
 /**
- * Whether the kernel takes the programs that a tag needs, tried on a socket of
- * its own, so that nobody else's is touched.
+ * Whether the kernel takes the programs that a tag needs, tried on a socket that
+ * is bound nowhere, so that nobody's group is touched.
  *
  * @throws {TakeoverError} `ERR_TAKEOVER_UNSUPPORTED` when it does not, or the platform has none.
  */
 export function trySteering(runtime: Runtime, tag: Tag | QuicTag): void {
-  const { group, sockets } = openGroup(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", 1);
-  try {
-    const tags = Array.from({ length: generationCount }, (_, index) => tagOf(tag, index + 1));
-    const slots = new Map(tags.filter((each) => each > 0).map((each) => [each, 0]));
-    group.steer(() => byEitherTag(tag, { slots, otherwise: 0 }));
-  } finally {
-    disposeAll(sockets);
-  }
+  const slots = new Map(Array.from({ length: atOnceCount }, (_, index) => [tagOf(tag, index + 1), 0]));
+  owning(new OwnedDescriptor(runtime, openSocket(runtime, "inet", "dgram")), ({ number }) => {
+    setShared(runtime, number);
+    attachToGroup(runtime, number, assemble(byEitherTag(tag, { slots, otherwise: 0 })));
+  });
+}
+
+/**
+ * Whether this process may open a socket for a successor: opens one, which gets
+ * nothing, and closes it.
+ *
+ * @param group Of the only socket at its address.
+ * @throws {SystemError} One of {@linkcode bindRefusals}.
+ */
+export function tryMember(group: ReuseportGroup): void {
+  group.steer(() => everythingTo(0));
+  group.close(group.open());
 }
 
 /** Where members are, as an incumbent says it; one that does not has them in the kernel's order. */
@@ -279,13 +369,14 @@ function slotsOf(members: readonly TravellingMember[]): number[] {
   );
 }
 
+function notKept(name: string, { code, errno, syscall }: SystemError): SystemError {
+  const what = `Cannot keep the flows of ${JSON.stringify(name)} with this process, they are the successor's: ` +
+    "expected to be allowed another socket at its address; keep the first process's user, or add route";
+  return new SystemError(code, errno, syscall, what);
+}
+
 function byPlace(slots: readonly number[], descriptors: readonly number[]): (number | null)[] {
   const all = Array.from({ length: Math.max(...slots) + 1 }, (): number | null => null);
   for (const [index, slot] of slots.entries()) all[slot] = descriptors[index]!;
   return all;
-}
-
-/** A generation in the bits of a tag; 0 is none's. */
-function tagOf({ size, mask = 2 ** (size * 8) - 1 }: Tag | QuicTag, generation: number): number {
-  return (generation & mask) >>> 0;
 }

@@ -13,6 +13,7 @@ import { isOfKind, type Unopened } from "./binding.ts";
 import { FdChannel } from "../channels/fd_channel.ts";
 import { Conversation } from "./conversation.ts";
 import { checkPeerUser } from "../sockets/identity.ts";
+import { noteElsewhere } from "../sockets/elsewhere.ts";
 import { disposeAll, freeDescriptorCount, OwnedDescriptor, owning } from "../sockets/descriptors.ts";
 import { isSystemError, PeerLostError, TakeoverError } from "../errors.ts";
 import { canPause } from "../sockets/event_loop.ts";
@@ -51,7 +52,7 @@ export class Succession {
   readonly from: Peer;
   /** The control socket; taken by whoever opens it. */
   readonly control: Unopened;
-  /** The other sockets by name; an entry is taken out by whoever opens it. */
+  /** The other sockets by name; an entry is taken out by whoever opens it, and given back when that fails. */
   readonly endpoints: Map<string, Unopened>;
   /** Where datagrams of older processes are forwarded, by the endpoint's name; taken by whoever opens that. */
   readonly flows: Map<string, { readonly older: OlderFlows[]; readonly members: TravellingMember[] }> = new Map();
@@ -65,7 +66,9 @@ export class Succession {
   readonly #limits: Limits;
   /** On which connections come; null where none do. */
   #second: FdChannel | null;
+  #isDisposed = false;
   #leaseEnd: Promise<void> = Promise.resolve();
+  #isSettling = false;
 
   private constructor(
     offer: Offer,
@@ -131,7 +134,7 @@ export class Succession {
    *
    * @param claimed The names that this process serves.
    * @throws {TakeoverError} When the incumbent refuses, or does not answer in
-   *   time: then it serves on.
+   *   time, or has taken the lease back already: then it serves on.
    */
   async ready(claimed: readonly string[]): Promise<void> {
     const conversation = this.#conversation;
@@ -139,6 +142,8 @@ export class Succession {
       if (!conversation.open || conversation.state === "ended") return void await conversation.receive(0, "leaseMs");
       conversation.send({ type: "ready", claimed } as { type: string });
       const { silenceMs } = parseLease(await conversation.receive(this.#limits.leaseMs, "leaseMs"));
+      // One that was stopped finds the end of its lease behind it: the incumbent accepts again.
+      if (conversation.refusal) throw conversation.refusal;
       this.#leaseEnd = this.#keepLease(aliveEveryMs(silenceMs));
       // Looked at in settle; until then nobody waits for it.
       this.#leaseEnd.catch(() => {});
@@ -160,11 +165,17 @@ export class Succession {
     return this.#leaseEnd;
   }
 
+  /** Whether settled was said: the incumbent cannot come back any more, unless it has said so before. */
+  get isSettling(): boolean {
+    return this.#isSettling;
+  }
+
   /** Ends the lease: the incumbent closes its copies. */
   async settle(): Promise<void> {
     const conversation = this.#conversation;
     if (conversation.open && conversation.state === "leased") {
       conversation.send({ type: "settled" });
+      this.#isSettling = true;
       // An incumbent that is stopped reads settled when it goes on. Until then
       // nothing more can come of it.
       const timer = setTimeout(() => conversation.destroy(), this.#limits.releaseMs);
@@ -193,6 +204,12 @@ export class Succession {
     return this.#strategies.get(name) ?? (flows.members.length > 0 ? "steered" : "forwarded");
   }
 
+  /** What could not be opened is there for whoever tries again, or is not claimed. @param socket Taken. */
+  giveBack(name: string, socket: Unopened): void {
+    if (this.#isDisposed) return socket.descriptor[Symbol.dispose]();
+    this.endpoints.set(name, socket);
+  }
+
   /** The older processes of an endpoint, once; the caller closes the channels. */
   takeFlows(name: string): InheritedFlows {
     const found = this.flows.get(name) ?? { older: [], members: [] };
@@ -215,6 +232,7 @@ export class Succession {
 
   /** Closes what was not opened; nothing can be claimed after it. */
   [Symbol.dispose](): void {
+    this.#isDisposed = true;
     this.takeSecond()?.close();
     disposeAll([this.control, ...this.endpoints.values()].map(({ descriptor }) => descriptor));
     this.endpoints.clear();
@@ -341,6 +359,7 @@ function verified(
         sameAddress(identity.address, offered.address) && identity.cookie === offered.cookie;
       if (!right) throw wrongSocket(offered, identity);
       setNonBlocking(runtime, descriptor.number);
+      if (offered.elsewhere) noteElsewhere(identity.cookie);
       return { descriptor, identity, isSupervised: offered.supervised === true };
     });
   } catch (error) {

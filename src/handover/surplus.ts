@@ -95,7 +95,7 @@ export class Surplus {
     const cookie = cookieOf(this.#runtime, listener.number);
     stopWaiting(this.#runtime, listener.number);
     listener[Symbol.dispose]();
-    away?.left(cookie);
+    away?.closed(cookie);
   }
 
   #waiting(listeners: readonly OwnedDescriptor[]): number {

@@ -28,6 +28,7 @@ import { ForeignSockets } from "./foreign_sockets.ts";
 import type { OpenedKind, Unopened } from "./binding.ts";
 import { connectionsEnd, Drain, type FetchHandler, type RequestListener } from "./drain.ts";
 import type { DatagramOpening, UnixDatagramOpening } from "../natives/adopt.ts";
+import { waitFor } from "../channels/readiness.ts";
 import { displace, type Displaced } from "./displacing.ts";
 import type { Endpoint } from "../natives/endpoint.ts";
 import { LastCopies } from "./last_copies.ts";
@@ -172,7 +173,7 @@ export class Takeover implements AsyncDisposable {
     this.settled.catch(() => {});
     this.released.catch(() => {});
     this.state = succession?.state ?? null;
-    this.#groups = new ListenerGroups(runtime, this.#store);
+    this.#groups = new ListenerGroups(runtime, this.#store, () => this.#isDisplacing || this.#incumbent.offers);
     this.#copies = new LastCopies({
       runtime,
       limits: this.#limits,
@@ -210,6 +211,7 @@ export class Takeover implements AsyncDisposable {
       flows: () => this.#flows.offer(this.#alive().map(({ name }) => name)),
       greeted: () => this.#reporting.replacing(),
       atRest: () => Promise.all([this.#displacing, this.#groups.atRest]),
+      offering: () => this.#groups.offering(this.#listeners()),
       ticketKeys: (name) => ticketKeysOf(runtime, this.#natives.get(name)),
       state: () => stateOf(options, this.#limits),
       readying: (claimed) => this.#flows.readying(claimed),
@@ -218,6 +220,7 @@ export class Takeover implements AsyncDisposable {
       resume: (to, error) => this.#resume(to, error),
       settled: (to, claimed) => this.#reporting.replaced(to.pid, this.#unclaimed(claimed).map(({ name }) => name)),
       release: (to, claimed) => this.#becomeReleased(to, claimed),
+      takeBack: () => this.#takeBackGroups(),
       abandon: (error) => this.#abandon(error),
     });
   }
@@ -288,7 +291,8 @@ export class Takeover implements AsyncDisposable {
    * gets connections when the lease has ended.
    *
    * When a server fails to open, those before it stay; the same call once more
-   * opens the ones that are missing, and returns all.
+   * opens the ones that are missing, and returns all. At {@linkcode ready} the
+   * incumbent keeps those of its listeners that are missing still.
    *
    * @param name Names the group across generations.
    * @param address Where it is to be, and how many listeners it has: `count`.
@@ -344,18 +348,23 @@ export class Takeover implements AsyncDisposable {
    * Takes the place of programs that share an endpoint's address
    * (SO_REUSEPORT) and know nothing of hand-overs: all new connections come
    * here, the others accept what waits for them, and only then are told to end.
-   * Nobody is reset by that. Others are displaced one call after the other; a
-   * successor that comes meanwhile waits.
+   * Nobody is reset by that. It begins when the lease with the incumbent has
+   * ended ({@linkcode settled}). Others are displaced one call after the other;
+   * a successor that comes meanwhile waits for half of `offerMs`, and is refused
+   * with `ERR_TAKEOVER_BUSY` then.
    *
    * @param name Of a group, or an endpoint with `reusePort`, that accepts.
    * @param end Tells the others to end, for instance with a signal; awaited.
-   * @param options `timeoutMs`: how long they may take to end; `drainMs` when left out.
+   * @param options `timeoutMs`: how long they may take to accept what waits, to
+   *   be told, and to end; `drainMs` when left out. Handshakes have `queueMs` before.
    * @returns How many listeners the others had, and how many connections waited there.
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`; `ERR_TAKEOVER_STATE`
    *   when this process does not serve, or a successor is taking over, or the
-   *   endpoint cannot be shared;
+   *   endpoint cannot be shared, or its servers have been closed;
+   *   `ERR_TAKEOVER_REVOKED` when the incumbent has taken over again;
    *   `ERR_TAKEOVER_TIMEOUT` when the others have not ended: connections are
-   *   spread over all again.
+   *   spread over all again. They have not been told to end if connections
+   *   still wait there.
    *
    * @example
    * ```ts ignore
@@ -371,16 +380,26 @@ export class Takeover implements AsyncDisposable {
   ): Promise<Displaced> {
     this.#checkStage("displace others", "serving");
     const { queueMs, drainMs } = this.#limits;
-    const endpoints = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
+    const servers = this.#groups.serversOf(name) ?? [this.#endpoint(name)];
     const limits = { queueMs, leaveMs: options.timeoutMs ?? drainMs, signal: this.#ending.signal };
     const displaced = this.#displacing.then(async () => {
+      await this.#beingSettled();
       this.#checkStage("displace others", "serving");
       if (this.#incumbent.busy) throw isBeingReplaced(name);
+      const endpoints = servers.filter(({ alive }) => alive);
+      if (endpoints.length === 0) throw isGone(name);
       this.#isDisplacing = true;
       return await displace(this.#runtime, endpoints, end, limits);
     });
     this.#displacing = displaced.catch(() => {}).finally(() => this.#isDisplacing = false);
     return await displaced;
+  }
+
+  /** Until the incumbent cannot come back, and connections are steered away from no surplus listener any more. */
+  async #beingSettled(): Promise<void> {
+    const { signal } = this.#ending;
+    await waitFor(this.settled, { signal });
+    await waitFor(this.#groups.atRest, { signal });
   }
 
   /**
@@ -404,7 +423,8 @@ export class Takeover implements AsyncDisposable {
    *   first process's at once.
    * @throws {TakeoverError} As {@linkcode listen}. For `flows` also
    *   `ERR_TAKEOVER_STATE` when they have no means, or none for what the
-   *   incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can have;
+   *   incumbent does; `ERR_TAKEOVER_RANGE` for a tag that no datagram can
+   *   have, or of too few bits;
    *   `ERR_TAKEOVER_UNSUPPORTED` when this machine gives nothing of what they
    *   have means for.
    * @throws {SystemError} For instance `EADDRINUSE`, when a new socket cannot be bound.
@@ -431,18 +451,20 @@ export class Takeover implements AsyncDisposable {
     options: { readonly flows?: FlowOptions } = {},
   ): Promise<Awaited<T>> {
     const flows = this.#flows.begin(name, checkedFlows(options.flows));
-    const wanted = flows.needsGroup ? { ...address, reusePort: true } : address;
     const isShared = "reusePort" in address && address.reusePort === true;
+    const wanted = flows.needsGroup && !isShared ? { ...address, beginsGroup: true } : address;
     return await this.#openOnce("datagram", name, wanted, (at) => open(at, flows), { flows, isShared });
   }
 
   /**
-   * Where an endpoint really is; a native server may name its placeholder.
+   * Where an endpoint or a group really is; a native server may name its
+   * placeholder.
    *
    * @throws {TakeoverError} `ERR_TAKEOVER_UNKNOWN_NAME`.
    */
   addr(name: string): SocketAddress {
-    return this.#endpoint(name).identity.address;
+    // Of a group this process may have later members alone.
+    return (this.#groups.serversOf(name)?.[0] ?? this.#endpoint(name)).identity.address;
   }
 
   /**
@@ -461,6 +483,7 @@ export class Takeover implements AsyncDisposable {
       throw new TakeoverError("ERR_TAKEOVER_STATE", `Cannot be ready while ${names} is being opened: await listen first`);
     }
     this.#isReadying = true;
+    this.#groups.readying((name, socket) => this.#succession?.giveBack(name, socket));
     const claimed = this.inherited.filter((name) => this.#isClaimed(name));
     try {
       await this.#succession?.ready(claimed);
@@ -482,7 +505,8 @@ export class Takeover implements AsyncDisposable {
     this.#succession?.[Symbol.dispose]();
     if (!this.#succession) this.#reporting.serving(this.#foreign.names);
     this.#foreign[Symbol.dispose]();
-    this.#emitter.emit("ready", { generation: this.generation, inherited: claimed });
+    const inherited = claimed.filter((name) => this.#endpoints.has(name));
+    this.#emitter.emit("ready", { generation: this.generation, inherited });
     void this.#watchLease(claimed);
   }
 
@@ -627,18 +651,20 @@ export class Takeover implements AsyncDisposable {
   /**
    * Ends this process's part without a successor: nobody can take over any
    * more, nothing more is accepted, Unix paths are removed, connections drain.
-   * During a hand-over the successor keeps what it has, paths included.
+   * During a hand-over the other process keeps what it has, paths included.
    *
    * Listeners that nobody else has are closed when those have been served who
    * wait at them, and whose handshakes are under way, at most `queueMs` later.
+   * After {@linkcode settle} the incumbent's last word comes first, at most
+   * `releaseMs` later.
    *
    * @param options `keepPaths` leaves the paths of Unix endpoints to whoever
    *   else has them, a HAProxy that took them for instance.
    */
   async close(options: { readonly keepPaths?: boolean } = {}): Promise<void> {
-    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(options.keepPaths === true);
-    await this.#copies.closed;
-    await this.#reporting.idle();
+    // Once it is settled, nobody else has what this process has, and all of it can be closed with care.
+    if (this.#succession?.isSettling && !this.#isSettled) await this.settled.catch(() => {});
+    await this.#close(options.keepPaths === true);
   }
 
   /** The same as {@linkcode close}, for `await using`. */
@@ -656,13 +682,21 @@ export class Takeover implements AsyncDisposable {
     );
   }
 
+  async #close(keepPaths: boolean): Promise<void> {
+    if (this.#stage !== "released" && this.#stage !== "closed") this.#end(keepPaths);
+    await this.#displacing;
+    await this.#copies.closed;
+    await this.#reporting.idle();
+  }
+
   #end(keepPaths: boolean): void {
     // Before it is settled the incumbent can come back, and keeps the paths.
     const hasInherited = this.#succession === null || this.#isSettled;
     const isAlone = !this.#incumbent.offers && hasInherited;
     // A successor that was offered everything and is not ready yet has copies of all.
     const isOffered = this.#incumbent.offers && this.#stage !== "leased";
-    const last = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const own = keepPaths || isOffered ? [] : this.#copies.among(this.#endpoints.values(), hasInherited);
+    const last = own.filter(({ kind }) => kind === "listener");
     if (isAlone) this.#reporting.stopping();
     else if (this.#stage === "leased") this.#reporting.replaced(this.#successor!.pid, []);
     this.#stage = "closed";
@@ -673,11 +707,12 @@ export class Takeover implements AsyncDisposable {
     this.#flows.close();
     this.#succession?.abort(new TakeoverError("ERR_TAKEOVER_STATE", "The successor has been closed"));
     this.#foreign[Symbol.dispose]();
-    if (isAlone && !keepPaths) this.#paths.removeOf(this.#endpoints.values());
+    this.#paths.removeOf(own);
     for (const endpoint of this.#endpoints.values()) if (!last.includes(endpoint)) endpoint.release();
     // The incumbent has what a group does not want, until the lease has ended: then nobody else has.
     if (!hasInherited) this.#groups[Symbol.dispose]();
-    this.#copies.close(last);
+    this.#groups.leave();
+    this.#copies.close(last, this.#displacing);
     if (last.length === 0 || !isAlone) return this.#closeControl(isAlone);
     // Whoever starts meanwhile waits there, and does not find the addresses in use.
     this.#controlEndpoint?.pause();
@@ -806,7 +841,7 @@ export class Takeover implements AsyncDisposable {
       this.#settle();
     } catch (error) {
       if (this.#stage === "closed") return this.#settle(error);
-      await this.close();
+      await this.#close(false);
       this.#emitter.emit("revoked", reported(error));
       this.#settle(error);
       this.#revoke(error);
@@ -830,7 +865,6 @@ export class Takeover implements AsyncDisposable {
     // It may have been another than the successor that is being greeted.
     if (!this.#incumbent.busy) {
       this.#reporting.keptOn();
-      this.#takeBackGroups();
       this.#flows.resumed();
     }
     this.#emitter.emit("abandoned", reported(error));
@@ -839,7 +873,11 @@ export class Takeover implements AsyncDisposable {
   /** What is being displaced is steered by this process itself. */
   #takeBackGroups(): void {
     if (this.#isDisplacing) return;
-    this.#groups.takeBack([...this.#endpoints.values()].filter(({ kind }) => kind === "listener"));
+    this.#groups.takeBack(this.#listeners());
+  }
+
+  #listeners(): Endpoint[] {
+    return [...this.#endpoints.values()].filter(({ kind }) => kind === "listener");
   }
 
   #offered(): OfferedSocket[] {
@@ -886,7 +924,9 @@ export class Takeover implements AsyncDisposable {
   #becomeReleased(to: Peer, claimed: readonly string[]): void {
     this.#stage = "released";
     this.#flows.released();
-    const unclaimed = this.#unclaimed(claimed);
+    this.#groups.leave();
+    // One whose server the application has closed was not offered.
+    const unclaimed = this.#unclaimed(claimed).filter(({ alive }) => alive);
     this.#controlListener!.close();
     this.#paths.removeOf(unclaimed);
     const last = unclaimed.filter(({ kind, isSupervised }) => kind === "listener" && !isSupervised);
@@ -937,6 +977,14 @@ function isBeingReplaced(name: string): TakeoverError {
   return new TakeoverError(
     "ERR_TAKEOVER_STATE",
     `Cannot displace others at ${JSON.stringify(name)}: a successor is taking over; leave it to that`,
+  );
+}
+
+function isGone(name: string): TakeoverError {
+  return new TakeoverError(
+    "ERR_TAKEOVER_STATE",
+    `Cannot displace others at ${JSON.stringify(name)}: expected a server of this process there, the application has ` +
+      "closed all; open one first",
   );
 }
 

@@ -60,6 +60,11 @@ export interface UdpEndpoint {
   readonly receiveBufferSize?: number;
 }
 
+/** The same for a socket that others of its program are to join: nobody else may have any of its addresses. */
+export interface GroupBeginning extends UdpEndpoint {
+  readonly beginsGroup: true;
+}
+
 /** A Unix path to receive datagrams on, which only Deno does. */
 export interface UnixDatagramEndpoint {
   /** At most 107 bytes; macOS 103. */

@@ -7,9 +7,18 @@
 import type { SocketAddress } from "../c/sockaddr.ts";
 import { checked, isSystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
-import type { DatagramAddress } from "./address.ts";
+import type { DatagramAddress, GroupBeginning } from "./address.ts";
 import { cString, OwnedDescriptor, owning } from "./descriptors.ts";
-import { bindSocket, connectSocket, integerOption, openSocket, setIntegerOption, setShared, shareOption } from "./socket.ts";
+import {
+  bindSocket,
+  connectSocket,
+  integerOption,
+  localAddress,
+  openSocket,
+  setIntegerOption,
+  setShared,
+  shareOption,
+} from "./socket.ts";
 
 /** Linux's options (socket(7)); the last is SO_RCVBUF without its limit, for CAP_NET_ADMIN. */
 const SO_RCVBUF = 8;
@@ -22,11 +31,27 @@ const darwin = { receiveBuffer: 0x1002 } as const;
  * Binds a datagram socket. Without `reusePort` nobody else can bind its
  * address: two processes that share it are two copies of one socket.
  *
+ * One that begins a group is bound without SO_REUSEPORT first, because with it
+ * bind(2) finds fault with no other socket of this user that has it: not with
+ * one at an address that is a part of this one's, nor, when the port is for the
+ * kernel to choose, with one whose port that is by chance.
+ *
  * @param options As the application gave them.
  * @returns A non-blocking socket; the caller owns it.
  * @throws {SystemError} For instance `EADDRINUSE`.
  */
-export function bindDatagram(runtime: Runtime, address: SocketAddress, options: DatagramAddress): OwnedDescriptor {
+export function bindDatagram(
+  runtime: Runtime,
+  address: SocketAddress,
+  options: DatagramAddress | GroupBeginning,
+): OwnedDescriptor {
+  if (!("beginsGroup" in options)) return bindTo(runtime, address, options);
+  const { beginsGroup: _, ...alone } = options;
+  const free = owning(bindTo(runtime, address, alone), ({ number }) => localAddress(runtime, number)!);
+  return bindTo(runtime, free, { ...alone, reusePort: true });
+}
+
+function bindTo(runtime: Runtime, address: SocketAddress, options: DatagramAddress): OwnedDescriptor {
   const { abi, libc } = runtime;
   const { IPPROTO_IPV6, IPV6_V6ONLY } = abi.constants;
   return owning(new OwnedDescriptor(runtime, openSocket(runtime, address.family, "dgram")), (socket) => {

@@ -1,9 +1,11 @@
 /**
  * What an application may have set on a datagram socket (socket(7), ip(7),
- * ipv6(7)), copied to another one of the same family. Linux's numbers.
+ * ipv6(7), udp(7)), copied to another one of the same family. Linux's numbers.
  *
- * Memberships of multicast groups are not copied: the kernel gives a datagram
- * of a group to every member, so that it would come twice.
+ * Not copied are memberships of multicast groups, because the kernel gives a
+ * datagram of a group to every member, so that it would come twice; an interface
+ * for multicast of IPv4 that was set by its number, which the kernel does not
+ * tell; filters; and what takes a privilege that this process has not.
  *
  * @module
  */
@@ -19,40 +21,64 @@ interface Option {
   readonly factor?: number;
 }
 
-const levels = { socket: 1, inet: 0, inet6: 41 } as const;
+const SOL_SOCKET = 1;
+const SO_BROADCAST = 6;
+const SO_SNDBUF = 7;
+const SO_PRIORITY = 12;
+const SO_TIMESTAMPNS = 35;
+const SO_MARK = 36;
+const SO_RXQ_OVFL = 40;
 
-const socketOptions: readonly Option[] = [
-  { level: levels.socket, name: 6 }, // SO_BROADCAST
-  { level: levels.socket, name: 12 }, // SO_PRIORITY
-  { level: levels.socket, name: 7, factor: 2 }, // SO_SNDBUF
-];
+const IPPROTO_IP = 0;
+const IP_TOS = 1;
+const IP_TTL = 2;
+const IP_PKTINFO = 8;
+const IP_MTU_DISCOVER = 10;
+const IP_RECVERR = 11;
+const IP_RECVTTL = 12;
+const IP_RECVTOS = 13;
+const IP_FREEBIND = 15;
+const IP_MULTICAST_IF = 32;
+const IP_MULTICAST_TTL = 33;
+const IP_MULTICAST_LOOP = 34;
+const IP_MULTICAST_ALL = 49;
 
-/** An IPv6 socket has those of IPv4 as well, for what it sends there. */
-const inetOptions: readonly Option[] = [
-  { level: levels.inet, name: 1 }, // IP_TOS
-  { level: levels.inet, name: 2 }, // IP_TTL
-  { level: levels.inet, name: 8 }, // IP_PKTINFO
-  { level: levels.inet, name: 10 }, // IP_MTU_DISCOVER
-  { level: levels.inet, name: 11 }, // IP_RECVERR
-  { level: levels.inet, name: 13 }, // IP_RECVTOS
-  { level: levels.inet, name: 33 }, // IP_MULTICAST_TTL
-  { level: levels.inet, name: 34 }, // IP_MULTICAST_LOOP
+const IPPROTO_IPV6 = 41;
+const IPV6_UNICAST_HOPS = 16;
+const IPV6_MULTICAST_IF = 17;
+const IPV6_MULTICAST_HOPS = 18;
+const IPV6_MULTICAST_LOOP = 19;
+const IPV6_MTU_DISCOVER = 23;
+const IPV6_RECVERR = 25;
+const IPV6_MULTICAST_ALL = 29;
+const IPV6_RECVPKTINFO = 49;
+const IPV6_RECVHOPLIMIT = 51;
+const IPV6_RECVTCLASS = 66;
+const IPV6_TCLASS = 67;
+
+const IPPROTO_UDP = 17;
+const UDP_GRO = 104;
+
+const at = (level: number, ...names: number[]): Option[] => names.map((name) => ({ level, name }));
+
+/** An IPv6 socket has those of IPv4 as well, for what it sends and hears there. */
+const anyOptions: readonly Option[] = [
+  ...at(SOL_SOCKET, SO_BROADCAST, SO_PRIORITY, SO_TIMESTAMPNS, SO_MARK, SO_RXQ_OVFL),
+  { level: SOL_SOCKET, name: SO_SNDBUF, factor: 2 },
+  ...at(IPPROTO_IP, IP_TOS, IP_TTL, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_FREEBIND),
+  ...at(IPPROTO_IP, IP_MULTICAST_IF, IP_MULTICAST_TTL, IP_MULTICAST_LOOP),
+  ...at(IPPROTO_UDP, UDP_GRO),
 ];
 
 const inet6Options: readonly Option[] = [
-  { level: levels.inet6, name: 16 }, // IPV6_UNICAST_HOPS
-  { level: levels.inet6, name: 18 }, // IPV6_MULTICAST_HOPS
-  { level: levels.inet6, name: 19 }, // IPV6_MULTICAST_LOOP
-  { level: levels.inet6, name: 23 }, // IPV6_MTU_DISCOVER
-  { level: levels.inet6, name: 25 }, // IPV6_RECVERR
-  { level: levels.inet6, name: 49 }, // IPV6_RECVPKTINFO
-  { level: levels.inet6, name: 66 }, // IPV6_RECVTCLASS
-  { level: levels.inet6, name: 67 }, // IPV6_TCLASS
+  ...at(IPPROTO_IPV6, IPV6_UNICAST_HOPS, IPV6_MULTICAST_IF, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_LOOP),
+  ...at(IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_RECVERR, IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT),
+  ...at(IPPROTO_IPV6, IPV6_RECVTCLASS, IPV6_TCLASS),
 ];
 
 /** Copies what can be; an option that this user may not set stays as it is. */
 export function copyOptions(runtime: Runtime, family: SocketAddress["family"], from: number, to: number): void {
-  const options = [...socketOptions, ...inetOptions, ...family === "inet6" ? inet6Options : []];
+  const options = [...anyOptions, ...family === "inet6" ? inet6Options : []];
   for (const option of options) copyOne(runtime, option, from, to);
 }
 
@@ -65,4 +91,11 @@ function copyOne({ libc }: Runtime, { level, name, factor = 1 }: Option, from: n
   const found = length === 1 ? viewOf(value).getUint8(0) : viewOf(value).getInt32(0, true);
   viewOf(value).setInt32(0, Math.floor(found / factor), true);
   libc.setsockopt(to, level, name, value, 4);
+}
+
+/** A wildcard socket hears every multicast group that anybody has joined, unless it is told to hear its own alone. */
+export function hearOwnGroups({ libc }: Runtime, descriptor: number): void {
+  const none = allocate(4);
+  libc.setsockopt(descriptor, IPPROTO_IP, IP_MULTICAST_ALL, none, none.length);
+  libc.setsockopt(descriptor, IPPROTO_IPV6, IPV6_MULTICAST_ALL, none, none.length);
 }

@@ -1,7 +1,7 @@
 /**
  * Datagrams on their way to an older process, over a Unix socket of packets.
  *
- * Nothing is lost in silence: what finds no room is counted, and what was not
+ * Nothing is lost in silence: what finds no room is told of, and what was not
  * on its way yet when the older process ends comes back.
  *
  * @module
@@ -9,11 +9,12 @@
 
 import { allocate, type Bytes } from "../c/bytes.ts";
 import type { InetAddress } from "../c/sockaddr.ts";
-import { isShutDown, waitReadable } from "../channels/readiness.ts";
+import { Pace } from "../channels/turns.ts";
 import { TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
-import { checkPacketSocket, receivePacket } from "./forward_channel.ts";
+import { peerOf } from "../sockets/peers.ts";
+import { checkPacketSocket, nextAt, receivePacket } from "./forward_channel.ts";
 import { type ForwardedDatagram, type ForwardFormat, ownFormat } from "./forward_frames.ts";
 import { type Packet, PacketQueue } from "./packet_queue.ts";
 
@@ -21,25 +22,18 @@ import { type Packet, PacketQueue } from "./packet_queue.ts";
 export interface ForwardLinkOptions {
   /** As both sides write them; the library's own when left out. */
   readonly format?: ForwardFormat;
-  /** Bytes that wait for an older process that does not read; 1 MiB. What comes then is dropped, and counted. */
-  readonly queueSize?: number;
-  /** Is given each datagram that was waiting when the older process ended; without it they count as dropped. */
-  readonly returned?: (datagram: ForwardedDatagram) => void;
-  /** Is called once, when the older process has ended, or its side of the link. */
-  readonly ended?: () => void;
+  /** The most bytes that wait for an older process that does not read. What comes then is dropped. */
+  readonly queueSize: number;
+  /** Is given each datagram that was waiting when the older process ended. */
+  readonly returned: (datagram: ForwardedDatagram) => void;
+  /** Hears how many have been dropped since it heard it last, about once a second while there are some. */
+  readonly dropped: (count: number) => void;
+  /** Is called once, when the older process has ended, its side of the link, or this side. */
+  readonly ended: () => void;
 }
 
-/** What became of the datagrams that were to be forwarded. */
-export interface ForwardCounts {
-  /** The kernel has them for the older process. */
-  readonly forwardedCount: number;
-  /** They found no room, or were longer than a packet may be. */
-  readonly droppedCount: number;
-  /** They came back when the older process ended. */
-  readonly returnedCount: number;
-}
-
-const defaultQueueSize = 1024 * 1024;
+/** How long datagrams that are dropped are counted before they are told of. */
+const countingMs = 1_000;
 
 /** A packet of several datagrams has at most as many bytes: one that is full goes out at once. */
 const packetSize = 64 * 1024;
@@ -54,9 +48,10 @@ export class ForwardLink implements Disposable {
   /** Frames that go out together at the end of the turn, and their bytes. */
   #frames: Bytes[] = [];
   #framesSize = 0;
-  #forwardedCount = 0;
+  /** Since it was told last. */
   #droppedCount = 0;
-  #returnedCount = 0;
+  #telling: ReturnType<typeof setTimeout> | undefined;
+  #isFinishing = false;
 
   /**
    * Takes up a link.
@@ -64,14 +59,14 @@ export class ForwardLink implements Disposable {
    * @param channel A connected Unix socket of packets (SOCK_SEQPACKET), owned by the link from here on.
    * @throws {TakeoverError} `ERR_TAKEOVER_DESCRIPTOR` when it is something else.
    */
-  constructor(runtime: Runtime, channel: OwnedDescriptor, options: ForwardLinkOptions = {}) {
+  constructor(runtime: Runtime, channel: OwnedDescriptor, options: ForwardLinkOptions) {
     checkPacketSocket(runtime, channel);
     this.#runtime = runtime;
     this.#channel = channel;
     this.#options = options;
     this.#format = options.format ?? ownFormat;
-    this.#queue = new PacketQueue(runtime, channel.number, options.queueSize ?? defaultQueueSize, {
-      sent: ({ datagramCount }) => this.#forwardedCount += datagramCount,
+    this.#queue = new PacketQueue(runtime, channel.number, options.queueSize, {
+      sent: () => this.#finishWhenIdle(),
       refused: (packet, code) => this.#refused(packet, code),
     });
     void this.#watch();
@@ -80,12 +75,6 @@ export class ForwardLink implements Disposable {
   /** Whether the older process is there. */
   get isOpen(): boolean {
     return this.#channel.number >= 0;
-  }
-
-  /** Up to now. */
-  get counts(): ForwardCounts {
-    const [forwardedCount, droppedCount, returnedCount] = [this.#forwardedCount, this.#droppedCount, this.#returnedCount];
-    return { forwardedCount, droppedCount, returnedCount };
   }
 
   /**
@@ -97,17 +86,24 @@ export class ForwardLink implements Disposable {
    */
   forward(bytes: Uint8Array, peer: InetAddress): void {
     if (!this.isOpen) throw ended();
-    const frame = this.#format.encode({ bytes, peer });
+    const frame = this.#format.encode({ bytes, peer: peerOf(this.#runtime, this.#channel.number, peer) });
     if (!this.#format.isBatched) return this.#queue.push({ bytes: frame, datagramCount: 1 });
     if (this.#framesSize + frame.length > packetSize) this.#flush();
     if (this.#frames.push(frame) === 1) setImmediate(() => this.#flush());
     this.#framesSize += frame.length;
   }
 
-  /** Closes the link. What waited comes back. */
+  /** Closes the link as soon as nothing waits: from here on another process forwards over an end of its own. */
+  finish(): void {
+    this.#isFinishing = true;
+    this.#flush();
+    this.#finishWhenIdle();
+  }
+
+  /** Closes the link at once. What waits is dropped. */
   close(): void {
     this.#flush();
-    this.#end([]);
+    this.#end((packet) => this.#drop(packet));
   }
 
   /** The same as {@linkcode close}. */
@@ -123,44 +119,61 @@ export class ForwardLink implements Disposable {
     this.#queue.push(packet);
   }
 
+  #finishWhenIdle(): void {
+    if (this.#isFinishing && this.isOpen && this.#frames.length === 0 && this.#queue.isEmpty) this.close();
+  }
+
   /** An idle link tells of its end as well. */
   async #watch(): Promise<void> {
-    try {
-      while (this.isOpen) {
-        await waitReadable(this.#runtime, this.#channel.number, { keepAlive: false });
-        if (isShutDown(this.#runtime, this.#channel.number)) return this.#end([]);
-        // Nobody has anything to say here; were it left, it would wake this process without an end.
-        if (typeof receivePacket(this.#runtime, this.#channel.number) === "number") return this.#end([]);
-      }
-    } catch {
-      // It was closed.
+    const pace = new Pace();
+    for (;;) {
+      const next = await nextAt(this.#runtime, this.#channel);
+      if (next !== "packet") return this.#end((packet) => this.#return(packet));
+      // Nobody has anything to say here; were it left, it would wake this process without an end.
+      receivePacket(this.#runtime, this.#channel.number);
+      await pace.keep();
     }
   }
 
   /** A packet that finds no room is lost alone; anything else is the end of the older process. */
   #refused(packet: Packet, code: string | null): void {
-    if (!this.isOpen) this.#return(packet);
-    else if (code === null || code === "EMSGSIZE") this.#droppedCount += packet.datagramCount;
-    else this.#end([packet]);
+    if (!this.isOpen) return this.#return(packet);
+    if (code !== null && code !== "EMSGSIZE") return this.#end((packet) => this.#return(packet), packet);
+    this.#drop(packet);
+    this.#finishWhenIdle();
   }
 
-  #end(refused: readonly Packet[]): void {
+  /**
+   * Closes the link.
+   *
+   * @param unsent Is given each packet that has not been sent.
+   * @param refused The first of those.
+   */
+  #end(unsent: (packet: Packet) => void, ...refused: readonly Packet[]): void {
     if (!this.isOpen) return;
-    const waiting = [...refused, ...this.#queue.stop()];
+    const waiting = this.#queue.stop();
     this.#channel[Symbol.dispose]();
-    for (const packet of waiting) this.#return(packet);
+    for (const packet of [...refused, ...waiting]) unsent(packet);
     this.#flush();
-    this.#options.ended?.();
+    this.#tell();
+    this.#options.ended();
   }
 
-  #return({ bytes, datagramCount }: Packet): void {
-    const { returned } = this.#options;
-    if (!returned) {
-      this.#droppedCount += datagramCount;
-      return;
-    }
-    this.#returnedCount += datagramCount;
-    for (const datagram of this.#format.decode(bytes)) returned(datagram);
+  #return({ bytes }: Packet): void {
+    for (const datagram of this.#format.decode(bytes)) this.#options.returned(datagram);
+  }
+
+  #drop({ datagramCount }: Packet): void {
+    this.#droppedCount += datagramCount;
+    this.#telling ??= setTimeout(() => this.#tell(), countingMs);
+  }
+
+  #tell(): void {
+    clearTimeout(this.#telling);
+    this.#telling = undefined;
+    const count = this.#droppedCount;
+    this.#droppedCount = 0;
+    if (count > 0) this.#options.dropped(count);
   }
 }
 

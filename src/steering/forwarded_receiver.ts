@@ -6,23 +6,19 @@
 
 import { errnoName } from "../c/errno.ts";
 import type { InetAddress } from "../c/sockaddr.ts";
-import { isShutDown, stopWaiting, waitReadable } from "../channels/readiness.ts";
+import { stopWaiting } from "../channels/readiness.ts";
 import { Pace } from "../channels/turns.ts";
-import { SystemError, TakeoverError } from "../errors.ts";
+import { SystemError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import type { OwnedDescriptor } from "../sockets/descriptors.ts";
-import { checkPeerUser, peerCredentials } from "../sockets/identity.ts";
-import { checkPacketSocket, receivePacket } from "./forward_channel.ts";
+import { checkPeerUser } from "../sockets/identity.ts";
+import { checkPacketSocket, nextAt, receivePacket } from "./forward_channel.ts";
 import { type ForwardFormat, ownFormat } from "./forward_frames.ts";
 
-/** What an older process is given, and by whom. */
+/** What an older process is given. */
 export interface ForwardedOptions {
   /** As both sides write them; the library's own when left out. */
   readonly format?: ForwardFormat;
-  /** Users beside this process's own that may forward. */
-  readonly allowUsers?: readonly number[];
-  /** The process that opened the other end (`SO_PEERCRED`), when only that one may forward. */
-  readonly pid?: number;
   /** Is given each datagram. What it throws ends the link. */
   readonly datagram: (bytes: Uint8Array, peer: InetAddress) => void;
   /** Is called once: null after an ordinary end, else with what is wrong with the link. */
@@ -38,15 +34,13 @@ export class ForwardedReceiver implements Disposable {
   readonly #channel: OwnedDescriptor;
   readonly #options: ForwardedOptions;
   readonly #format: ForwardFormat;
-  #receivedCount = 0;
 
   /**
    * Begins to receive.
    *
    * @param channel A connected Unix socket of packets (SOCK_SEQPACKET), owned by the receiver from here on; closed when
    *   this throws.
-   * @throws {TakeoverError} `ERR_TAKEOVER_USER` or `ERR_TAKEOVER_PROCESS` when
-   *   the other end is somebody else's, `ERR_TAKEOVER_DESCRIPTOR`.
+   * @throws {TakeoverError} `ERR_TAKEOVER_USER` when the other end was made by another user, `ERR_TAKEOVER_DESCRIPTOR`.
    */
   constructor(runtime: Runtime, channel: OwnedDescriptor, options: ForwardedOptions) {
     this.#runtime = runtime;
@@ -55,17 +49,12 @@ export class ForwardedReceiver implements Disposable {
     this.#format = options.format ?? ownFormat;
     try {
       checkPacketSocket(runtime, channel);
-      checkForwarder(runtime, channel.number, options);
+      checkPeerUser(runtime, channel.number, [], "successor");
     } catch (error) {
       channel[Symbol.dispose]();
       throw error;
     }
     void this.#run();
-  }
-
-  /** Datagrams up to now. */
-  get receivedCount(): number {
-    return this.#receivedCount;
   }
 
   /**
@@ -91,10 +80,10 @@ export class ForwardedReceiver implements Disposable {
   async #run(): Promise<void> {
     const pace = new Pace();
     try {
-      while (this.#channel.number >= 0) {
-        await waitReadable(this.#runtime, this.#channel.number, { keepAlive: false });
+      for (;;) {
+        const next = await nextAt(this.#runtime, this.#channel);
         while (this.#channel.number >= 0 && this.#receive()) await pace.keep();
-        if (this.#channel.number >= 0 && isShutDown(this.#runtime, this.#channel.number)) this.end();
+        if (next !== "packet") return this.end();
       }
     } catch (error) {
       this.#close(error);
@@ -112,10 +101,7 @@ export class ForwardedReceiver implements Disposable {
       throw new SystemError(code, found, "recvmsg");
     }
     if (found.length === 0) return false;
-    for (const { bytes, peer } of this.#format.decode(found)) {
-      this.#receivedCount++;
-      this.#options.datagram(bytes, peer);
-    }
+    for (const { bytes, peer } of this.#format.decode(found)) this.#options.datagram(bytes, peer);
     return true;
   }
 
@@ -125,16 +111,4 @@ export class ForwardedReceiver implements Disposable {
     this.#channel[Symbol.dispose]();
     this.#options.ended?.(error);
   }
-}
-
-function checkForwarder(runtime: Runtime, descriptor: number, { allowUsers = [], pid }: ForwardedOptions): void {
-  checkPeerUser(runtime, descriptor, allowUsers, "successor");
-  if (pid === undefined) return;
-  const found = peerCredentials(runtime, descriptor).pid;
-  if (found === pid) return;
-  throw new TakeoverError(
-    "ERR_TAKEOVER_PROCESS",
-    `Cannot let the process ${found} forward datagrams: expected the process ${pid}; ` +
-      "give the right one an end of a socket pair, without a pid here",
-  );
 }

@@ -11,7 +11,7 @@
  *    └──────────────────────── its own copy of the UDP socket ─────────┘
  * ```
  *
- * Nothing is lost in silence: what finds no room is counted, and what was not
+ * Nothing is lost in silence: what finds no room is told of, and what was not
  * on its way yet when an older process ends comes back.
  *
  * @module
@@ -43,10 +43,10 @@ export class Forwarder {
    * Forwards a datagram, when it is an older process's.
    *
    * @returns False when it is this process's own: also when the process that it
-   *   belonged to has ended.
+   *   belonged to has ended, or when nobody can answer it because it has come from port 0.
    */
   take(bytes: Uint8Array, peer: InetAddress): boolean {
-    if (this.#links.size === 0) return false;
+    if (this.#links.size === 0 || peer.port === 0) return false;
     const generation = this.#route(bytes, peer);
     const link = generation === null ? undefined : this.#links.get(generation);
     if (!link) return false;

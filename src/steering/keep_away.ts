@@ -8,8 +8,7 @@
  * a classic one                     chooses among slots; the order is found out before, and followed afterwards
  * ```
  *
- * The first needs CAP_BPF and CAP_NET_ADMIN, and every listener that stays; the
- * second neither.
+ * The first needs CAP_BPF, and every listener that stays; the second neither.
  *
  * @module
  */
@@ -41,8 +40,8 @@ export interface KeepingAway {
   readonly steering: Steering;
   /** A listener of this process has joined, and is kept out, or has another number. */
   joined(descriptor: number): void;
-  /** A listener has been closed. */
-  left(cookie: string): void;
+  /** This process has closed a listener, of which another may have a copy. */
+  closed(cookie: string): void;
   /** Listeners of others have left: the order is found out anew. */
   refresh(): Promise<void>;
   /** The kernel's hash chooses again, among all that are there. */
@@ -84,7 +83,7 @@ function byMap(runtime: Runtime, group: ReuseportGroup, kept: readonly GroupMemb
     steering: { program: "loaded", code: null, migrates: true },
     refresh: () => Promise.resolve(),
     joined: (descriptor) => members = [{ cookie: cookieOf(runtime, descriptor), descriptor }, ...members],
-    left: () => {},
+    closed: () => {},
     end: () => release(runtime, members),
   };
 }
@@ -101,7 +100,7 @@ async function bySlots(
     steering: { program: "classic", code, migrates: migratesConnections(runtime) },
     refresh: () => refresh(group),
     joined: (descriptor) => group.joined(descriptor),
-    left: (cookie) => group.left(cookie),
+    closed: (cookie) => group.closed(cookie),
     end: () => release(runtime, group.members),
   };
 }

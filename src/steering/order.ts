@@ -29,6 +29,8 @@ import type { GroupType } from "./socket_diag.ts";
 /** A group whose order is not known. */
 export interface Unordered {
   readonly address: InetAddress;
+  /** Whether an IPv6 group takes IPv4 as well. */
+  readonly isDualStack: boolean;
   readonly type: GroupType;
   /** The members that this process has, each with its own socket. */
   readonly descriptors: readonly number[];
@@ -38,6 +40,11 @@ export interface Unordered {
   readonly program: readonly Line[];
   /** How long a packet may take. */
   readonly timeoutMs: number;
+}
+
+/** A group, and where packets of our own reach it. */
+interface Probed extends Unordered {
+  readonly to: InetAddress;
 }
 
 /** A member that drops other packets as well at that moment makes a probe useless. */
@@ -55,7 +62,8 @@ const longestLookMs = 20;
  * @returns For each slot the index of a descriptor, or null for a member of somebody else.
  * @throws {TakeoverError} `ERR_TAKEOVER_STATE` when it cannot be told.
  */
-export async function readOrder(runtime: Runtime, group: Unordered): Promise<(number | null)[]> {
+export async function readOrder(runtime: Runtime, unordered: Unordered): Promise<(number | null)[]> {
+  const group = { ...unordered, to: reachable(runtime, unordered) };
   const busy = group.descriptors.find((descriptor) => group.type === "dgram" && hasFilter(runtime, descriptor));
   if (busy !== undefined) throw untold(group, `the socket ${busy} has a filter of its own (SO_ATTACH_FILTER)`);
   const order: (number | null)[] = [];
@@ -71,7 +79,7 @@ export async function readOrder(runtime: Runtime, group: Unordered): Promise<(nu
   throw untold(group, `${foundCount} of ${length} were found in ${group.count} slots; it changes meanwhile`);
 }
 
-async function probe(runtime: Runtime, group: Unordered, slot: number): Promise<number | null> {
+async function probe(runtime: Runtime, group: Probed, slot: number): Promise<number | null> {
   for (let attempt = 0; attempt < attemptCount; attempt++) {
     const socket = new OwnedDescriptor(runtime, openProbe(runtime, group));
     const found = await owning(socket, ({ number }) => probeWith(runtime, group, slot, number));
@@ -80,7 +88,7 @@ async function probe(runtime: Runtime, group: Unordered, slot: number): Promise<
   throw untold(group, "members drop packets all the time; try again under less load");
 }
 
-async function probeWith(runtime: Runtime, group: Unordered, slot: number, number: number): Promise<number[]> {
+async function probeWith(runtime: Runtime, group: Probed, slot: number, number: number): Promise<number[]> {
   const { descriptors } = group;
   const source = localAddress(runtime, number) as InetAddress;
   const program = assemble([...ifFrom(source, "probe", "other"), "probe", answer(slot), "other", ...group.program]);
@@ -121,17 +129,22 @@ async function dropped(runtime: Runtime, group: Unordered, before: readonly numb
 }
 
 /** Bound to an address and port of its own, by which its packets are known. */
-function openProbe(runtime: Runtime, { address, type }: Unordered): number {
-  const { family } = address;
-  return owning(new OwnedDescriptor(runtime, openSocket(runtime, family, type)), (socket) => {
-    bindSocket(runtime, socket.number, { ...reachable(address), port: 0 });
+function openProbe(runtime: Runtime, { to, type }: Probed): number {
+  const { family } = to;
+  return owning(openAt(runtime, to, type), (socket) => {
     if (type === "stream") setHops(runtime, socket.number, family, probeHops);
     return socket.take();
   });
 }
 
-function send(runtime: Runtime, { address, type }: Unordered, number: number): void {
-  const to = reachable(address);
+function openAt(runtime: Runtime, at: InetAddress, type: GroupType): OwnedDescriptor {
+  return owning(new OwnedDescriptor(runtime, openSocket(runtime, at.family, type)), (socket) => {
+    bindSocket(runtime, socket.number, { ...at, port: 0 });
+    return new OwnedDescriptor(runtime, socket.take());
+  });
+}
+
+function send(runtime: Runtime, { to, type }: Probed, number: number): void {
   if (type === "dgram") {
     checked(runtime.abi, "sendmsg", sendMessage(runtime, number, { bytes: new Uint8Array(0), to }));
     return;
@@ -143,10 +156,26 @@ function send(runtime: Runtime, { address, type }: Unordered, number: number): v
   }
 }
 
-/** A group that is bound everywhere is reached on loopback. */
-function reachable(address: InetAddress): InetAddress {
-  if (address.hostname === "0.0.0.0") return { ...address, hostname: "127.0.0.1" };
-  return address.hostname === "::" ? { ...address, hostname: "::1" } : address;
+/** A group that is bound everywhere is reached on loopback, which may have no IPv6. */
+function reachable(runtime: Runtime, group: Unordered): InetAddress {
+  const { address, type, isDualStack } = group;
+  const inet = { family: "inet", hostname: "127.0.0.1", port: address.port } as const;
+  if (address.hostname === "0.0.0.0") return inet;
+  if (address.hostname !== "::") return address;
+  const inet6 = { ...address, hostname: "::1" };
+  if (isHere(runtime, inet6, type)) return inet6;
+  if (isDualStack) return inet;
+  throw untold(group, "and a packet of our own to reach it: this machine has no ::1 (net.ipv6.conf.lo.disable_ipv6)");
+}
+
+function isHere(runtime: Runtime, at: InetAddress, type: GroupType): boolean {
+  try {
+    openAt(runtime, at, type)[Symbol.dispose]();
+    return true;
+  } catch (error) {
+    if (isSystemError(error, "EADDRNOTAVAIL")) return false;
+    throw error;
+  }
 }
 
 function untold({ address }: Unordered, why: string): TakeoverError {

@@ -8,8 +8,9 @@
 import type { Bytes } from "../c/bytes.ts";
 import { errnoName } from "../c/errno.ts";
 import { sendMessage } from "../channels/message.ts";
-import { stopWaiting, waitWritable } from "../channels/readiness.ts";
+import { pause, stopWaiting, waitWritable } from "../channels/readiness.ts";
 import type { Runtime } from "../runtime.ts";
+import { againMs } from "./forward_channel.ts";
 
 /** One packet. */
 export interface Packet {
@@ -25,6 +26,9 @@ export interface PacketObserver {
   /** It will not be sent: there is no room (null), or an errno's name says why. */
   refused(packet: Packet, code: string | null): void;
 }
+
+/** The socket has no room, or the machine has no memory: the same packet may go later. */
+const passing: readonly string[] = ["EAGAIN", "ENOBUFS", "ENOMEM"];
 
 /** A queue in front of a socket, which stays its owner's. Stopping it ends every wait for the descriptor. */
 export class PacketQueue {
@@ -44,11 +48,15 @@ export class PacketQueue {
     this.#observer = observer;
   }
 
+  /** Whether nothing waits. */
+  get isEmpty(): boolean {
+    return this.#waiting.length === 0;
+  }
+
   /** Sends a packet, or lets it wait. Its bytes have to stay as they are. */
   push(packet: Packet): void {
-    const isFree = this.#waiting.length === 0 && !this.#isStopped;
-    const result = isFree ? sendMessage(this.#runtime, this.#descriptor, packet) : null;
-    if (result !== null && !this.#isFull(result)) return this.#tell(packet, result);
+    const code = this.isEmpty && !this.#isStopped ? this.#send(packet) : "EAGAIN";
+    if (!isPassing(code)) return this.#tell(packet, code);
     const hasRoom = !this.#isStopped && this.#size + packet.bytes.length <= this.#limitSize;
     if (!hasRoom) return this.#observer.refused(packet, null);
     this.#size += packet.bytes.length;
@@ -66,33 +74,38 @@ export class PacketQueue {
   }
 
   async #drain(): Promise<void> {
-    try {
-      while (this.#waiting.length > 0) {
-        await waitWritable(this.#runtime, this.#descriptor, { keepAlive: false });
-        this.#sendWaiting();
-      }
-    } catch {
-      // It has been stopped, and nothing waits any more; or nothing can be sent, which is told here.
-      for (const packet of this.stop()) this.#observer.refused(packet, null);
+    while (!this.isEmpty) {
+      const wait = waitWritable(this.#runtime, this.#descriptor, { keepAlive: false });
+      const isWritable = await wait.then(() => true, () => false);
+      if (this.#isStopped) return;
+      if (!isWritable || !this.#sendWaiting()) await pause(againMs);
     }
   }
 
-  #sendWaiting(): void {
+  /** False when there is room, and no memory. */
+  #sendWaiting(): boolean {
     for (let packet = this.#waiting[0]; packet !== undefined; packet = this.#waiting[0]) {
-      const result = sendMessage(this.#runtime, this.#descriptor, packet);
-      if (this.#isFull(result)) return;
+      const code = this.#send(packet);
+      if (isPassing(code)) return code === "EAGAIN";
       this.#waiting.shift();
       this.#size -= packet.bytes.length;
-      this.#tell(packet, result);
+      this.#tell(packet, code);
     }
+    return true;
   }
 
-  #tell(packet: Packet, result: number): void {
-    if (result >= 0) this.#observer.sent(packet);
-    else this.#observer.refused(packet, errnoName(this.#runtime.abi.platform, -result));
+  /** Null, or an errno's name. */
+  #send(packet: Packet): string | null {
+    const result = sendMessage(this.#runtime, this.#descriptor, packet);
+    return result >= 0 ? null : errnoName(this.#runtime.abi.platform, -result);
   }
 
-  #isFull(result: number): boolean {
-    return result < 0 && errnoName(this.#runtime.abi.platform, -result) === "EAGAIN";
+  #tell(packet: Packet, code: string | null): void {
+    if (code === null) this.#observer.sent(packet);
+    else this.#observer.refused(packet, code);
   }
+}
+
+function isPassing(code: string | null): boolean {
+  return code !== null && passing.includes(code);
 }

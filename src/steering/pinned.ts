@@ -31,6 +31,7 @@ import { Pace } from "../channels/turns.ts";
 import { isSystemError, TakeoverError } from "../errors.ts";
 import type { Runtime } from "../runtime.ts";
 import { OwnedDescriptor, owning } from "../sockets/descriptors.ts";
+import { peerOf } from "../sockets/peers.ts";
 import { connectSocket, localAddress } from "../sockets/socket.ts";
 import { attachToGroup } from "./attach.ts";
 import { assemble } from "./bpf.ts";
@@ -53,6 +54,7 @@ const mapped = "::ffff:";
 /** The flows of one endpoint that are this process's. */
 export class PinnedSockets implements Disposable {
   readonly #runtime: Runtime;
+  readonly #main: number;
   readonly #address: InetAddress;
   readonly #ipv6Only: boolean;
   readonly #take: TakeDatagram;
@@ -76,6 +78,7 @@ export class PinnedSockets implements Disposable {
   constructor(runtime: Runtime, main: number, take: TakeDatagram, ended: () => void = () => {}) {
     attachToGroup(runtime, main, assemble(everythingTo(mainSlot)));
     this.#runtime = runtime;
+    this.#main = main;
     this.#address = localAddress(runtime, main) as InetAddress;
     this.#ipv6Only = this.#address.family === "inet6" && isIpv6Only(runtime, main);
     this.#take = take;
@@ -96,7 +99,7 @@ export class PinnedSockets implements Disposable {
     const written = `${peer.hostname} ${peer.port} ${peer.scope} ${peer.family}`;
     let key = this.#keys.get(written);
     if (key !== undefined) return key;
-    key = formatAddress(peerAt(this.#address, peer));
+    key = formatAddress(this.#peerAt(peer));
     if (this.#keys.size >= nameCount) this.#keys.clear();
     this.#keys.set(written, key);
     return key;
@@ -115,7 +118,7 @@ export class PinnedSockets implements Disposable {
    *   process's user may not bind the address.
    */
   pin(peer: InetAddress): void {
-    const at = peerAt(this.#address, peer);
+    const at = this.#peerAt(peer);
     const key = formatAddress(at);
     if (this.#isClosed) throw closed(key);
     if (this.#sockets.has(key)) return;
@@ -153,6 +156,10 @@ export class PinnedSockets implements Disposable {
   [Symbol.dispose](): void {
     this.#isClosed = true;
     void this.unpinAll();
+  }
+
+  #peerAt(peer: InetAddress): InetAddress {
+    return peerAt(this.#address, peerOf(this.#runtime, this.#main, peer));
   }
 
   async #read(socket: OwnedDescriptor): Promise<void> {

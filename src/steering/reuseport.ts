@@ -17,7 +17,7 @@
 
 import { allocate, viewOf } from "../c/bytes.ts";
 import { formatAddress, type InetAddress } from "../c/sockaddr.ts";
-import { checked, TakeoverError } from "../errors.ts";
+import { checked, SystemError, TakeoverError } from "../errors.ts";
 import { defaultBacklog } from "../sockets/address.ts";
 import type { Runtime } from "../runtime.ts";
 import { disposeAll, OwnedDescriptor, owning, readFile } from "../sockets/descriptors.ts";
@@ -58,6 +58,8 @@ export interface GroupOptions {
   readonly backlog?: number;
   /** For an IPv6 address: take no IPv4 (ipv6(7), IPV6_V6ONLY). */
   readonly ipv6Only?: boolean;
+  /** Sets what a socket is to have before it is bound, and hears anything. */
+  readonly prepare?: (descriptor: number) => void;
 }
 
 /** A member that joined or left without the group being told. */
@@ -113,7 +115,7 @@ export class ReuseportGroup {
    * @returns The socket, non-blocking; the caller owns it.
    * @throws {SystemError} For instance `EADDRINUSE` when the group is another user's.
    */
-  open(options: Pick<GroupOptions, "backlog"> = {}): OwnedDescriptor {
+  open(options: Omit<GroupOptions, "ipv6Only"> = {}): OwnedDescriptor {
     const ipv6Only = this.address.family === "inet6" && isIpv6Only(this.#runtime, this.#anyDescriptor());
     const socket = openMember(this.#runtime, this.address, this.type, { ...options, ipv6Only });
     try {
@@ -148,11 +150,13 @@ export class ReuseportGroup {
     const cookie = cookieOf(this.#runtime, socket.number);
     this.#slotOf(cookie);
     socket[Symbol.dispose]();
-    if (this.#isListed(cookie)) {
-      this.#members = this.#members.map((member) => member.cookie === cookie ? { cookie, descriptor: -1 } : member);
-    } else {
-      this.left(cookie);
-    }
+    this.closed(cookie);
+  }
+
+  /** Is told that this process has closed its copy of a member, as {@linkcode close} does. */
+  closed(cookie: string): void {
+    if (!this.#isListed(cookie)) return this.left(cookie);
+    this.#members = this.#members.map((member) => member.cookie === cookie ? { cookie, descriptor: -1 } : member);
   }
 
   /** Is told that a member has left: its last copy was closed, here or elsewhere. The plan is made anew. */
@@ -242,7 +246,8 @@ export class ReuseportGroup {
     const count = own.length + others.length;
     const descriptors = own.map(({ descriptor }) => descriptor);
     const { address, type } = this;
-    const unordered = { address, type, descriptors, count, program: this.#lines(), timeoutMs };
+    const isDualStack = address.family === "inet6" && !isIpv6Only(this.#runtime, this.#anyDescriptor());
+    const unordered = { address, isDualStack, type, descriptors, count, program: this.#lines(), timeoutMs };
     // Which of several strangers has which slot stays open; that it is a stranger's is what matters.
     const stranger = (): GroupMember => ({ cookie: others.pop() ?? "", descriptor: -1 });
     try {
@@ -300,7 +305,8 @@ export class ReuseportGroup {
     try {
       return listedMembers(this.#runtime, this.address, this.type).some((listed) => listed.cookie === cookie);
     } catch (error) {
-      if (error instanceof TakeoverError) return false;
+      // Where there is no table, or no descriptor to ask with (EMFILE), it is taken for gone.
+      if (error instanceof TakeoverError || error instanceof SystemError) return false;
       throw error;
     }
   }
@@ -390,6 +396,7 @@ export function openMember(
     if (address.family === "inet6") {
       setIntegerOption(runtime, socket.number, IPPROTO_IPV6, IPV6_V6ONLY, options.ipv6Only ? 1 : 0);
     }
+    options.prepare?.(socket.number);
     bindSocket(runtime, socket.number, address);
     if (type === "stream") checked(abi, "listen", libc.listen(socket.number, options.backlog ?? defaultBacklog));
     return new OwnedDescriptor(runtime, socket.take());

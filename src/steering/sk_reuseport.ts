@@ -1,6 +1,7 @@
 /**
  * Programs of the type BPF_PROG_TYPE_SK_REUSEPORT, for processes that may load
- * them (CAP_BPF and CAP_NET_ADMIN). Beside classic BPF they offer two things:
+ * them: CAP_BPF is enough, as for a socket filter (kernel/bpf/syscall.c,
+ * is_net_admin_prog_type). Beside classic BPF they offer two things:
  * members are chosen by keys of our own instead of by the kernel's order, and
  * a listener that closes leaves its connections to the others, whatever
  * `net.ipv4.tcp_migrate_req` says (Linux 5.14).

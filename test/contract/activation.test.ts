@@ -227,6 +227,20 @@ test("Takeover.listen opens what was passed, which accepts from ready on; ready 
   await new Promise((resolve) => server!.close(resolve));
 });
 
+test("Takeover.listenGroup opens more where the listener is that was passed", async () => {
+  using folder = new TemporaryFolder();
+  const address = { family: "inet6", hostname: "::1", port: 0 } as const;
+  const web = passed("web", bindListener(runtime, address, { port: 0, reusePort: true, ipv6Only: true }));
+  const takeover = await Takeover.begin(runtime, folder.file("t.sock"), { inherit: [web], notify: false });
+  const servers: net.Server[] = [];
+  await takeover.listenGroup("web", { port: 0, hostname: "127.0.0.1", count: 2 }, (at) => {
+    return servers[servers.push(net.createServer().listen(at)) - 1];
+  });
+  assert.deepEqual([takeover.addr("web"), takeover.addr("web.2")], [addressOf(web), addressOf(web)]);
+  await takeover.close();
+  for (const server of servers) await new Promise((resolve) => server.close(resolve));
+});
+
 test("Takeover.begin closes what was passed when it fails", async () => {
   const web = passed("web", listener());
   const copy = new OwnedDescriptor(runtime, duplicate(runtime, web.descriptor.number));

@@ -6,13 +6,15 @@
 import assert from "node:assert/strict";
 import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
 import { closeForGood } from "../../src/handover/closing.ts";
+import { LastCopies } from "../../src/handover/last_copies.ts";
+import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { connectPath, unlinkPath } from "../../src/sockets/listener.ts";
-import { noteGivenAway } from "../../src/sockets/given_away.ts";
+import { noteElsewhere, noteGone } from "../../src/sockets/elsewhere.ts";
 import { cookieOf, isListening } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
-import { anyHops, leastHopsOf } from "../../src/steering/least_hops.ts";
+import { anyHops, leastHopsOf, mostHops } from "../../src/steering/least_hops.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { bunListen, bunServe, denoListen, denoServe, type Native, nodeHttp, nodeNet } from "./natives.ts";
 import { loopback, served } from "./served.ts";
@@ -106,15 +108,49 @@ test("closeForGood leaves a listener that another process has as it was", async 
   await nodeNet.close(server);
 });
 
-test("closeForGood keeps nobody away from a listener that another program has got", async () => {
+test("closeForGood keeps nobody away from a listener that another program may have too", async () => {
   const { endpoint, server, identity, copy } = await served(nodeNet);
   using _copy = copy;
-  noteGivenAway(identity.cookie);
-  const closed = closeForGood(runtime, [endpoint], patienceMs);
+  noteElsewhere(identity.cookie);
   const clients = connections(3, at(identity.address));
-  assert.deepEqual(await closed, { served: 0, migrated: 0, reset: 0 });
+  const half = deafConnections(1, at(identity.address));
+  const closed = closeForGood(runtime, [endpoint], 200);
+  askOn(clients);
+  await sleep(50);
+  assert.deepEqual([endpoint.alive, leastHopsOf(runtime, copy.number, "inet")], [true, anyHops]);
+  assert.deepEqual(await closed, { served: 3, migrated: 0, reset: 1 });
+  assert.deepEqual(await ended(clients), { answered: 3 });
+  const later = connections(3, at(identity.address));
   assert.equal(waitingCount(runtime, copy.number), 3);
-  disposeAll(clients);
+  disposeAll([...clients, ...half, ...later]);
+  await nodeNet.close(server);
+});
+
+test("closeForGood keeps new connections away once the other program has gone", async () => {
+  const { endpoint, server, identity, copy } = await served(nodeNet);
+  using _copy = copy;
+  noteElsewhere(identity.cookie);
+  noteGone(identity.cookie);
+  const half = deafConnections(1, at(identity.address));
+  const closed = closeForGood(runtime, [endpoint], 500);
+  await until(() => leastHopsOf(runtime, copy.number, "inet").inet === mostHops, "connections to be kept away");
+  await closed;
+  disposeAll(half);
+  await nodeNet.close(server);
+});
+
+test("LastCopies.close begins when nothing else steers connections", async () => {
+  const { endpoint, server, copy } = await served(nodeNet);
+  const failed = (error: unknown) => assert.fail(String(error));
+  const copies = new LastCopies({ runtime, limits: defaultLimits, closed: () => {}, failed });
+  const steered = Promise.withResolvers<void>();
+  copies.close([endpoint], steered.promise);
+  await sleep(50);
+  assert.deepEqual([endpoint.alive, leastHopsOf(runtime, copy.number, "inet")], [true, anyHops]);
+  copy[Symbol.dispose]();
+  steered.resolve();
+  await copies.closed;
+  assert.equal(endpoint.alive, false);
   await nodeNet.close(server);
 });
 

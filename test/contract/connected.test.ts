@@ -7,7 +7,9 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
+import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, type OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { dropCount } from "../../src/sockets/queues.ts";
 import { localAddress } from "../../src/sockets/socket.ts";
 import { changed, claim, flowScene, type FlowScene, type FlowSceneOptions, succeed } from "./flow_scene.ts";
 import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
@@ -109,8 +111,8 @@ test("Takeover serves what waits in the socket before the lease, and keeps the f
     begin = (peer) => void known.push(peer);
     let askedCount = 0;
     ask = () => {
-      // The second time is right before the lease, when nothing but the end of this turn is left to the event loop.
-      if (++askedCount !== 2) return;
+      // The third time is right before the lease, when nothing but the end of this turn is left to the event loop.
+      if (++askedCount !== 3) return;
       sendTo(clients[0]!, to, 0);
       sendTo(clients[1]!, to, 1);
       known.push(peers[0]!);
@@ -137,7 +139,7 @@ test("Takeover leaves to its successor what comes while it reads what waits, wit
     using socket = claim(succession);
     let askedCount = 0;
     ask = () => {
-      if (++askedCount !== 2) return;
+      if (++askedCount !== 3) return;
       again = () => sendTo(clients[2]!, to, 2);
       sendTo(clients[1]!, to, 1);
     };
@@ -148,6 +150,66 @@ test("Takeover leaves to its successor what comes while it reads what waits, wit
     assert.deepEqual(bytesAt(socket), [2], "the last of them");
     succession.abort(new Error("enough"));
   }, { asked: () => ask(), flows: { datagram } });
+});
+
+/** Serving takes so long that what waits takes longer than a step, or not. */
+async function lateBurst(leaseMs: number, use: (found: { served: number; left: number; codes: string[] }) => void): Promise<void> {
+  const count = 150;
+  let served = 0;
+  let ask = () => {};
+  const datagram = () => {
+    served++;
+    for (const endAt = Date.now() + 2; Date.now() < endAt;);
+  };
+  await connected(async ({ path, to, clients, unserved }) => {
+    const succession = await succeed(path);
+    using socket = claim(succession);
+    let askedCount = 0;
+    ask = () => {
+      if (++askedCount === 3) for (let sent = 0; sent < count; sent++) sendTo(clients[1]!, to, 1);
+    };
+    await succession.ready(["game"]);
+    const left = bytesAt(socket).length;
+    assert.equal(served + left + dropCount(runtime, socket.number), count);
+    use({ served, left, codes: unserved.map(({ code }) => code) });
+    succession.abort(new Error("enough"));
+  }, { asked: () => ask(), flows: { datagram }, limits: { leaseMs } });
+}
+
+test("Takeover leaves nothing that waits to its successor, also when serving that takes long", () =>
+  lateBurst(200_000, ({ left, codes }) => assert.deepEqual([left, codes], [0, []])));
+
+test("Takeover says that it has left to its successor what it could not serve in time", () =>
+  lateBurst(200, ({ served, left, codes }) => {
+    assert.ok(served > 0 && left > 0, `${served} served, ${left} left`);
+    assert.deepEqual(codes, ["ERR_TAKEOVER_TIMEOUT"]);
+  }));
+
+test("Takeover serves what waits in turns of the event loop before it pauses its socket", async () => {
+  const count = 500;
+  let servedCount = 0;
+  let turnCount = 0;
+  let mostInTurn = 0;
+  let ask = () => {};
+  const nextTurn = () => void (turnCount = 0, turning = setImmediate(nextTurn));
+  let turning = setImmediate(nextTurn);
+  const datagram = () => {
+    servedCount++;
+    mostInTurn = Math.max(mostInTurn, ++turnCount);
+  };
+  await connected(async ({ path, to, clients, read }) => {
+    const succession = await succeed(path);
+    using socket = claim(succession);
+    let askedCount = 0;
+    ask = () => {
+      if (++askedCount === 1) for (let sent = 0; sent < count; sent++) sendTo(clients[1]!, to, 1);
+    };
+    await succession.ready(["game"]);
+    assert.deepEqual([servedCount + read.length + dropCount(runtime, socket.number), bytesAt(socket)], [count, []]);
+    assert.ok(mostInTurn > 0 && mostInTurn < count, `${mostInTurn} in one turn`);
+    succession.abort(new Error("enough"));
+  }, { asked: () => ask(), flows: { datagram } });
+  clearImmediate(turning);
 });
 
 test("Takeover takes its flows back when its successor is lost in the lease, with what has come meanwhile", () =>
@@ -194,6 +256,41 @@ test("Flows.end gives back the flow of one peer, and drained waits for the other
     succession[Symbol.dispose]();
   }, { limits: { drainMs: 200_000 } }));
 
+const EMFILE = -24;
+let isFull = false;
+const crowded = changed("socket", (family) => isFull && family === runtime.abi.constants.AF_INET ? EMFILE : null);
+// What waiting needs stays open, and is no leak.
+await openReadiness(crowded);
+
+/** `drained` waits for the one flow, and for nothing else, though the application can forward as well. */
+async function drainsWithItsFlow(seen: Runtime): Promise<void> {
+  await connected(async ({ path, takeover, flows, peers }) => {
+    const succession = await succeed(path);
+    using _socket = claim(succession);
+    isFull = true;
+    await succession.ready(["game"]);
+    isFull = false;
+    await succession.settle();
+    await takeover.released;
+    let isDrained = false;
+    const drained = takeover.drained().then(() => isDrained = true);
+    await sleep(50);
+    assert.equal(isDrained, false);
+    flows.end(peers[3]!);
+    await sleep(50);
+    assert.equal(isDrained, false);
+    flows.end(peers[0]!);
+    await until(() => isDrained, "the end of the flow to be noticed");
+    await drained;
+    succession[Symbol.dispose]();
+  }, { seen, flows: { route: () => null }, limits: { drainMs: 200_000 } });
+}
+
+test("Takeover has drained when its flows have ended one by one, kept or forwarded, though it can forward", async () => {
+  await drainsWithItsFlow(runtime);
+  await drainsWithItsFlow(crowded);
+});
+
 test("Takeover ends its flows when the time to drain is up", () =>
   connected(async ({ path, takeover, to, clients, served }) => {
     const succession = await succeed(path);
@@ -206,12 +303,6 @@ test("Takeover ends its flows when the time to drain is up", () =>
     assert.deepEqual([served, bytesAt(socket)], [[], [1]]);
     succession[Symbol.dispose]();
   }, { limits: { drainMs: 50 } }));
-
-const EMFILE = -24;
-let isFull = false;
-const crowded = changed("socket", (family) => isFull && family === runtime.abi.constants.AF_INET ? EMFILE : null);
-// What waiting needs stays open, and is no leak.
-await openReadiness(crowded);
 
 test("Takeover leaves flows to its successor for which there is no descriptor, and says so", () =>
   connected(async ({ path, to, clients, peers, known, served, unserved }) => {

@@ -18,9 +18,10 @@ import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { unreadSize } from "../../src/sockets/queues.ts";
 import { cookieOf, duplicate, identify, integerOption, localAddress, peerAddress, type SocketIdentity } from "../../src/sockets/socket.ts";
-import { ForwardLink } from "../../src/steering/forward_link.ts";
+import type { ForwardLink } from "../../src/steering/forward_link.ts";
 import { runHere, TemporaryFolder } from "../unit/children.ts";
 import { bunDatagram, type DatagramEnd, nodeDatagram, rawDatagram, rawRead, rawSend } from "./ends.ts";
+import { linkOver } from "./steering_ends.ts";
 import { onBun, onDeno, runtime, sleep, takeoverError, test, until } from "./support.ts";
 
 const loopback: SocketAddress = { family: "inet", hostname: "127.0.0.1", port: 0 };
@@ -374,7 +375,7 @@ function linkOf(succession: Succession): ForwardLink {
   const { older: found, members } = succession.takeFlows("game");
   assert.deepEqual(members, []);
   assert.deepEqual(found.map(({ generation }) => generation), [1]);
-  return new ForwardLink(runtime, found[0]!.channel);
+  return linkOver(found[0]!.channel);
 }
 
 /** Takes the socket, as a process does that serves it. */

@@ -83,8 +83,8 @@ export async function flowScene(
 }
 
 /** A successor that has everything, and has not said ready. */
-export async function succeed(path: string): Promise<Succession> {
-  const options = { runtime, limits: defaultLimits, path, instance: randomHex(), allowUsers: [], require: [] };
+export async function succeed(path: string, seen = runtime): Promise<Succession> {
+  const options = { runtime: seen, limits: defaultLimits, path, instance: randomHex(), allowUsers: [], require: [] };
   return await Succession.begin(connectPath(runtime, path)!, options);
 }
 

@@ -7,10 +7,12 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
+import { duplicate } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { emptyListener } from "../../src/steering/empty_listener.ts";
 import { keepAwayFromOthers, type KeepingAway } from "../../src/steering/keep_away.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
+import { openGroup } from "../../src/steering/reuseport.ts";
 import { connections, deafConnections, ended, groupOf, lateConnections, openClient, serve } from "./steering_ends.ts";
 import { openNull, patienceMs, runtime, sleep, takeoverError, test } from "./support.ts";
 
@@ -34,7 +36,7 @@ const counts = (sockets: readonly OwnedDescriptor[]) => sockets.map(({ number })
 function closeAll(surplus: readonly OwnedDescriptor[], cookies: readonly string[], away: KeepingAway): void {
   for (const [index, socket] of [...surplus.entries()].toReversed()) {
     socket[Symbol.dispose]();
-    away.left(cookies[index]!);
+    away.closed(cookies[index]!);
   }
 }
 
@@ -94,6 +96,33 @@ test("keepAwayFromOthers loses nobody of IPv6", async () => {
   await losesNobody(ordinary, { family: "inet6", hostname: "::1", port: 0 });
 });
 
+/** A machine whose loopback has no IPv6 (net.ipv6.conf.lo.disable_ipv6). */
+const withoutInet6: Runtime = {
+  ...ordinary,
+  libc: {
+    ...ordinary.libc,
+    bind: (descriptor, address, size) => {
+      const EADDRNOTAVAIL = 99;
+      const host = address!.subarray(8, 24);
+      const isLoopback = size === 28 && host.every((byte, index) => byte === (index === 15 ? 1 : 0));
+      return isLoopback ? -EADDRNOTAVAIL : ordinary.libc.bind(descriptor, address, size);
+    },
+  },
+};
+
+const everywhere: InetAddress = { family: "inet6", hostname: "::", port: 0 };
+
+test("keepAwayFromOthers loses nobody of a dual stack group where there is no ::1", async () => {
+  await losesNobody(withoutInet6, everywhere);
+});
+
+test("keepAwayFromOthers throws ERR_TAKEOVER_STATE for a group of IPv6 alone where there is no ::1", async () => {
+  const { sockets } = openGroup(runtime, everywhere, "stream", 2, { ipv6Only: true });
+  const away = keepAwayFromOthers(withoutInet6, sockets.map(({ number }) => number), () => false);
+  await assert.rejects(away, { ...takeoverError("ERR_TAKEOVER_STATE"), message: /this machine has no ::1/ });
+  disposeAll(sockets);
+});
+
 test("keepAwayFromOthers loses nobody, by the best program that this process may load", async () => {
   const { steering } = await losesNobody(runtime);
   assert.equal(steering.program === "loaded", steering.code === null);
@@ -125,6 +154,23 @@ test("keepAwayFromOthers keeps out a listener that joins, and follows one of oth
   away.end();
   serveAll(own.sockets);
   assert.deepEqual(await ended(clients), { answered: 120 });
+  disposeAll(clients);
+});
+
+test("keepAwayFromOthers keeps out a listener that was closed here while somebody else has a copy", async () => {
+  using opened = groupOf("stream", 5);
+  const { group: { address: at }, sockets, cookies } = opened;
+  const isKept = (cookie: string) => [0, 3, 4].some((index) => cookies[index] === cookie);
+  const away = await keepAwayFromOthers(ordinary, sockets.map(({ number }) => number), isKept);
+  const surplus = [sockets[1]!, sockets[2]!];
+  const copies = surplus.map(({ number }) => new OwnedDescriptor(runtime, duplicate(runtime, number)));
+  closeAll(surplus, cookies.slice(1, 3), away);
+  const clients = connections(60, at);
+  assert.deepEqual(counts(copies), [0, 0]);
+  disposeAll(copies);
+  away.end();
+  serveAll(sockets);
+  assert.deepEqual(await ended(clients), { answered: 60 });
   disposeAll(clients);
 });
 

@@ -52,6 +52,7 @@ const failing: Readonly<Partial<Record<FunctionName, readonly [() => number, str
   getpeereid: [() => libc.getpeereid(-1, allocate(4), allocate(4)), abi.platform === "linux" ? "ENOSYS" : "EBADF"],
   getdents64: [() => libc.getdents64(-1, allocate(1_024), 1_024), "EBADF"],
   statx: [() => libc.statx(-100, missing, 0, 0x7ff, allocate(256)), "ENOENT"],
+  poll: [() => libc.poll(null, 1, 0), "EFAULT"],
   epoll_create1: [() => libc.epoll_create1(-1), "EINVAL"],
   epoll_wait: [() => libc.epoll_wait(-1, allocate(abi.epollEvent.size), 1, 0), "EBADF"],
   epoll_ctl: [() => libc.epoll_ctl(-1, 1, 0, allocate(abi.epollEvent.size)), "EBADF"],

@@ -16,6 +16,7 @@ import { errnoOf } from "../../src/c/errno.ts";
 import type { SeizeOptions } from "../../src/foreign/choice.ts";
 import { type Seized, seizeFrom } from "../../src/foreign/seize.ts";
 import type { Runtime } from "../../src/runtime.ts";
+import { isElsewhere } from "../../src/sockets/elsewhere.ts";
 import { cookieOf, duplicate, isListening } from "../../src/sockets/socket.ts";
 import { commandHere, run, TemporaryFolder } from "../unit/children.ts";
 import { ask, patienceMs, queuedCount, runtime, sleep, takeoverError, test, until } from "./support.ts";
@@ -334,7 +335,10 @@ test("pause changes nothing when the number is in use here, or the process has n
 test("retire kills a process without a connection, and its workers", async () => {
   await beside(async (other) => {
     await seizing({ pid: other.pid, port: other.ports[0] }, async (seized) => {
+      const [{ identity: { cookie } }] = seized.sockets as [Seized["sockets"][number]];
+      assert.equal(isElsewhere(cookie), true);
       const { connections, paused } = await seized.retire();
+      assert.equal(isElsewhere(cookie), false);
       assert.deepEqual([connections, paused, await other.ended], [0, false, "SIGKILL"]);
       for (const worker of other.workers) {
         assert.ok(!existsSync(`/proc/${worker}`) || stateOf(worker) === "Z", `worker ${worker}`);

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { SocketAddress } from "../../src/c/sockaddr.ts";
+import type { InetAddress, SocketAddress } from "../../src/c/sockaddr.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import { Endpoint } from "../../src/natives/endpoint.ts";
 import { adopt, type Open } from "../../src/natives/graft.ts";
@@ -16,7 +16,7 @@ import type { Native } from "./natives.ts";
 import { openNull, runtime } from "./support.ts";
 
 /** An address that only this library's tests use. */
-export const loopback: SocketAddress = { family: "inet", hostname: "127.83.79.68", port: 0 };
+export const loopback: InetAddress = { family: "inet", hostname: "127.83.79.68", port: 0 };
 
 /** An endpoint in a server that answers, and another copy of its socket, as a successor has one. */
 export interface Served<T> {

@@ -6,13 +6,17 @@
 import assert from "node:assert/strict";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import type { FlowHost, TravellingMember } from "../../src/handover/kernel_flows.ts";
-import { SteeredFlows } from "../../src/handover/steered.ts";
+import { SteeredFlows, trySteering } from "../../src/handover/steered.ts";
 import type { Succession } from "../../src/handover/successor.ts";
 import { defaultLimits } from "../../src/limits.ts";
 import type { Endpoint } from "../../src/natives/endpoint.ts";
-import type { Runtime } from "../../src/runtime.ts";
+import type { ControlStream, Runtime } from "../../src/runtime.ts";
+import { hearOwnGroups } from "../../src/sockets/datagram_options.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { cookieOf, duplicate, identify } from "../../src/sockets/socket.ts";
+import { attachToGroup } from "../../src/steering/attach.ts";
+import { assemble } from "../../src/steering/bpf.ts";
+import { everythingTo } from "../../src/steering/programs.ts";
 import { openMember, ReuseportGroup } from "../../src/steering/reuseport.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
 import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
@@ -86,21 +90,21 @@ async function strangerLeaves(scene: FlowScene): Promise<{ incumbent: number[]; 
 test("Takeover steers each flow right after a stranger has joined the group and left it in the middle", () =>
   flowScene({ tag }, async (scene) => assert.deepEqual(await strangerLeaves(scene), right)));
 
-/** The newest of three generations, in whose group a stranger has the second slot. */
-function threeGenerations(seen: Runtime): {
+/** The newest of three generations, in whose group a stranger has the second slot; theirs are the third, fourth and first. */
+function threeGenerations(seen: Runtime, [older, old, newest]: readonly [number, number, number] = [1, 2, 3]): {
   readonly flows: SteeredFlows;
   readonly stranger: OwnedDescriptor;
-  /** What each generation's socket gets, of a datagram for each. */
-  found(): Promise<number[][]>;
+  /** What each generation's socket gets, of a datagram for each tag. */
+  found(tags?: readonly number[]): Promise<number[][]>;
 } & Disposable {
   const own = openMember(runtime, { family: "inet", hostname: "127.0.0.1", port: 0 }, "dgram", {});
   const { address } = new ReuseportGroup(runtime, [own.number]);
   const [stranger, first, second] = [1, 2, 3].map(() => openMember(runtime, address, "dgram", {}));
   const sockets = [first!, second!, own];
   const copyOf = ({ number }: OwnedDescriptor) => new OwnedDescriptor(runtime, duplicate(runtime, number));
-  const members = [[3, own, 0], [1, first!, 2], [2, second!, 3]] as const;
+  const members = [[newest, own, 0], [older, first!, 2], [old, second!, 3]] as const;
   const host: FlowHost = {
-    ...{ runtime: seen, limits: defaultLimits, name: "game", generation: 3, options: { tag, datagram() {} } },
+    ...{ runtime: seen, limits: defaultLimits, name: "game", generation: newest, options: { tag, datagram() {} } },
     datagram() {},
     failed: (error) => assert.fail(String(error)),
     isThere: () => true,
@@ -113,10 +117,10 @@ function threeGenerations(seen: Runtime): {
   return {
     flows,
     stranger: stranger!,
-    async found() {
+    async found(tags = [1, 2, 0]) {
       for (let index = 0; index < clientCount; index++) {
         using client = openClient();
-        for (const byte of [1, 2, 0]) sendTo(client, address, byte);
+        for (const byte of tags) sendTo(client, address, byte);
       }
       return sockets.map(bytesAt);
     },
@@ -138,6 +142,17 @@ test("SteeredFlows.check finds the order again when a stranger's leaving has cha
   assert.notDeepEqual(await three.found(), each);
   await three.flows.check();
   assert.deepEqual(await three.found(), each);
+});
+
+test("SteeredFlows give a tag that has come round again to the newer generation", async () => {
+  const found = async (...generations: [number, number, number]) => {
+    using three = threeGenerations(runtime, generations);
+    return await three.found([255, 1, 2]);
+  };
+  const own = Array.from({ length: clientCount }, () => [1, 2]).flat();
+  assert.deepEqual(await found(1, 255, 256), [[], bytes(255), own], "the newest's own tag is 1 again");
+  const others = Array.from({ length: clientCount }, () => [255, 2]).flat();
+  assert.deepEqual(await found(256, 1, 257), [bytes(1), [], others], "the tag 1 is that of an older one and of a newer");
 });
 
 test("without the kernel's tables nobody notices that a stranger's leaving has changed the order", async () => {
@@ -256,3 +271,199 @@ test("Takeover steers QUIC connection ids with short and long headers, and new c
     assert.deepEqual([read, bytesAt(socket)], [[0x41, 0xc2], [0x43, 0xc4, 0xc5, 0x46, 0xc7]]);
     succession.abort(new Error("enough"));
   }));
+
+/** Hears that the incumbent accepts again. */
+const resumed = ({ takeover }: FlowScene) => new Promise((resolve) => takeover.on("resumed", resolve));
+
+test("Takeover has the group steered to itself again when a successor that it has lost takes it late", () =>
+  flowScene({ tag }, async (scene) => {
+    const { path, to, read, served } = scene;
+    const succession = await succeed(path);
+    assert.deepEqual(membersOf(succession), [[1, 0], [0, 1]]);
+    using socket = claim(succession);
+    await succession.ready(["game"]);
+    const isResumed = resumed(scene);
+    succession.abort(new Error("silent"));
+    await isResumed;
+    using client = openClient();
+    for (const count of [1, 2]) {
+      attachToGroup(runtime, socket.number, assemble(everythingTo(1)));
+      sendTo(client, to, 0);
+      await until(() => served.length === count, "what has come to the socket of the lost one");
+      sendTo(client, to, 0);
+      await until(() => read.length === count, "what comes afterwards");
+    }
+  }));
+
+/** A runtime whose control stream hears nothing after the first chunk until it is let go, and then everything at once. */
+function stoppable(): { readonly seen: Runtime; stop(): void; heard(): string; goOn(): void } {
+  let held: Uint8Array[] | null = null;
+  let close = (): void => {};
+  let isClosed = false;
+  let hear = (_: Uint8Array): void => {};
+  const adoptStream = (number: number): ControlStream => {
+    const stream = runtime.adoptStream(number);
+    const start: ControlStream["start"] = (handlers) => {
+      const { data } = handlers;
+      [hear, close] = [data, () => handlers.close()];
+      stream.start({
+        data: (bytes) => held ? void held.push(bytes.slice()) : data(bytes),
+        close: () => held ? void (isClosed = true) : close(),
+      });
+    };
+    return new Proxy(stream, {
+      get(target, name) {
+        if (name === "start") return start;
+        const found = Reflect.get(target, name, target) as unknown;
+        return typeof found === "function" ? found.bind(target) : found;
+      },
+    });
+  };
+  return {
+    seen: { ...runtime, adoptStream },
+    stop: () => held = [],
+    heard: () => held!.map((bytes) => new TextDecoder().decode(bytes)).join(""),
+    goOn() {
+      const all = held!.flatMap((bytes) => [...bytes]);
+      held = null;
+      hear(Uint8Array.from(all));
+      if (isClosed) close();
+    },
+  };
+}
+
+test("Succession.ready rejects when the lease has been taken back before it was heard of", () =>
+  flowScene({ tag }, async (scene) => {
+    const { seen, stop, heard, goOn } = stoppable();
+    using succession = await succeed(scene.path, seen);
+    membersOf(succession);
+    using _socket = claim(succession);
+    const isResumed = resumed(scene);
+    stop();
+    const ready = succession.ready(["game"]);
+    const failure = assert.rejects(ready, takeoverError("ERR_TAKEOVER_REVOKED"));
+    await isResumed;
+    await until(() => heard().includes('"refuse"'), "the lease, and its end");
+    goOn();
+    await failure;
+  }, { limits: { silenceMs: 50 } }));
+
+/** Options of ip(7), which take addresses. */
+const IPPROTO_IP = 0;
+const IP_MULTICAST_IF = 32;
+const IP_ADD_MEMBERSHIP = 35;
+const group = "239.255.18.7";
+const bytesOf = (...hostnames: string[]) => Uint8Array.from(hostnames.flatMap((each) => each.split(".").map(Number)));
+
+function setAddresses(socket: OwnedDescriptor, option: number, ...hostnames: string[]): void {
+  const value = bytesOf(...hostnames);
+  assert.equal(runtime.libc.setsockopt(socket.number, IPPROTO_IP, option, value, value.length), 0);
+}
+
+test("Takeover's sockets for successors hear no multicast group that somebody else has joined", () =>
+  flowScene({ tag }, async ({ path, to, read, served }) => {
+    const succession = await succeed(path);
+    membersOf(succession);
+    using socket = claim(succession);
+    await succession.ready(["game"]);
+    using member = openClient();
+    setAddresses(member, IP_ADD_MEMBERSHIP, group, "127.0.0.1");
+    using client = openClient();
+    setAddresses(client, IP_MULTICAST_IF, "127.0.0.1");
+    sendTo(client, { ...to, hostname: group }, 7);
+    // The incumbent's is as the application has left it.
+    await until(() => read.length === 1, "the incumbent to hear it");
+    sendTo(client, { ...to, hostname: "127.0.0.1" }, 0);
+    assert.deepEqual(bytesAt(socket), [0]);
+    succession.abort(new Error("enough"));
+    assert.deepEqual(served, []);
+  }, { hostname: "0.0.0.0" }));
+
+test("Takeover serves at once what comes to a socket that it has opened for a successor, and no program has chosen", () =>
+  flowScene({ tag }, async ({ path, to, served }) => {
+    const succession = await succeed(path);
+    membersOf(succession);
+    using socket = claim(succession);
+    attachToGroup(runtime, socket.number, assemble(everythingTo(1)));
+    using client = openClient();
+    sendTo(client, to, 0);
+    await until(() => served.length === 1, "the datagram");
+    succession.abort(new Error("enough"));
+    succession[Symbol.dispose]();
+  }));
+
+test("SteeredFlows serve what comes to the socket of a generation that has ended, in a multicast group as well", async () => {
+  const first = openMember(runtime, { family: "inet", hostname: "0.0.0.0", port: 0 }, "dgram", {});
+  const { address } = new ReuseportGroup(runtime, [first.number]);
+  using own = openMember(runtime, address, "dgram", { prepare: (number) => hearOwnGroups(runtime, number) });
+  setAddresses(first, IP_ADD_MEMBERSHIP, group, "127.0.0.1");
+  const served: number[] = [];
+  const last = 4;
+  const host: FlowHost = {
+    ...{ runtime, limits: defaultLimits, name: "game", generation: 2, options: { tag, datagram() {} } },
+    datagram([byte]) {
+      served.push(byte!);
+      if (byte === last) flows.close();
+    },
+    failed: (error) => assert.fail(String(error)),
+    isThere: () => false,
+    changed() {},
+  };
+  const endpoint = { descriptor: own.number, identity: identify(runtime, own.number)! } as Endpoint;
+  const copy = new OwnedDescriptor(runtime, duplicate(runtime, own.number));
+  const members = [{ generation: 1, channel: first, slot: 0 }, { generation: 2, channel: copy, slot: 1 }];
+  const flows = new SteeredFlows(host, endpoint, members);
+  using client = openClient();
+  setAddresses(client, IP_MULTICAST_IF, "127.0.0.1");
+  sendTo(client, { ...address, hostname: group }, 1);
+  flows.serve();
+  assert.deepEqual(served, [1]);
+  for (const byte of [2, 3]) {
+    sendTo(client, { ...address, hostname: group }, byte);
+    await until(() => served.at(-1) === byte, "the datagram");
+  }
+  // The application may end everything in its callback.
+  sendTo(client, { ...address, hostname: group }, last);
+  flows.serve();
+  assert.deepEqual([served, bytesAt(own)], [[1, 2, 3, last], []]);
+});
+
+const SO_RCVBUFFORCE = 33;
+const ENOBUFS = -105;
+let isFull = false;
+const full = changed("setsockopt", (_, _level, option) => isFull && option === SO_RCVBUFFORCE ? ENOBUFS : null);
+await openReadiness(full);
+
+test("Takeover closes a socket for a successor that it cannot set up, refuses that, and hands over to the next", () =>
+  flowScene({ tag }, async ({ path, abandoned }) => {
+    isFull = true;
+    await assert.rejects(succeed(path));
+    isFull = false;
+    assert.match(abandoned[0]!.message, /setsockopt ENOBUFS/);
+    const succession = await succeed(path);
+    assert.deepEqual(membersOf(succession), [[1, 0], [0, 1]]);
+    succession.abort(new Error("enough"));
+    succession[Symbol.dispose]();
+  }, { seen: full }));
+
+const F_DUPFD_CLOEXEC = 1_030;
+const EMFILE = -24;
+let copyCount = Infinity;
+const crowded = changed("fcntl", (_, command) => command === F_DUPFD_CLOEXEC && copyCount-- <= 0 ? EMFILE : null);
+await openReadiness(crowded);
+
+test("SteeredFlows.travel leaves no copy behind when there is no descriptor for the next", () => {
+  using three = threeGenerations(crowded);
+  copyCount = 2;
+  assert.throws(() => three.flows.travel(), { code: "EMFILE" });
+  copyCount = Infinity;
+  const travelling = three.flows.travel();
+  disposeAll(travelling.map(({ channel }) => channel));
+  assert.equal(travelling.length, 3);
+});
+
+test("trySteering touches no group: its socket is bound nowhere", () => {
+  let boundCount = 0;
+  trySteering(changed("bind", () => (boundCount++, null)), tag);
+  assert.equal(boundCount, 0);
+});

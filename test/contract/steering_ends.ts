@@ -10,8 +10,10 @@ import { errnoName } from "../../src/c/errno.ts";
 import { formatAddress, type InetAddress } from "../../src/c/sockaddr.ts";
 import { receiveMessage, sendMessage } from "../../src/channels/message.ts";
 import { isSystemError } from "../../src/errors.ts";
+import { defaultLimits } from "../../src/limits.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindSocket, connectSocket, openSocket, setIntegerOption } from "../../src/sockets/socket.ts";
+import { ForwardLink, type ForwardLinkOptions } from "../../src/steering/forward_link.ts";
 import { mostHops, setLeastHops } from "../../src/steering/least_hops.ts";
 import { openGroup, type ReuseportGroup } from "../../src/steering/reuseport.ts";
 import type { GroupType } from "../../src/steering/socket_diag.ts";
@@ -62,6 +64,12 @@ export function datagramsAt(socket: OwnedDescriptor): number[][] {
     if (typeof incoming === "number") return found;
     found.push([...incoming.bytes]);
   }
+}
+
+/** A link to an older process; nobody hears what becomes of its datagrams unless it is said. */
+export function linkOver(channel: OwnedDescriptor, options: Partial<ForwardLinkOptions> = {}, seen = runtime): ForwardLink {
+  const { forwardSize: queueSize } = defaultLimits;
+  return new ForwardLink(seen, channel, { queueSize, returned() {}, dropped() {}, ended() {}, ...options });
 }
 
 /** How many datagrams have arrived at each. */

@@ -10,13 +10,12 @@ import { disposeAll } from "../../src/sockets/descriptors.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { localAddress, openPair } from "../../src/sockets/socket.ts";
 import { ForwardedReceiver } from "../../src/steering/forwarded_receiver.ts";
-import { ForwardLink } from "../../src/steering/forward_link.ts";
 import { PinnedSockets } from "../../src/steering/pinned.ts";
 import { keepAwayFromOthers } from "../../src/steering/keep_away.ts";
 import { everythingTo } from "../../src/steering/programs.ts";
 import { outcomeOf, report } from "./outcome.ts";
 import { runtime } from "./seam.ts";
-import { connections, countsAt, groupOf, openClient, sendTo } from "./steering_ends.ts";
+import { connections, countsAt, groupOf, linkOver, openClient, sendTo } from "./steering_ends.ts";
 
 const ordinaryUser = 61_234;
 const { libc } = runtime;
@@ -52,7 +51,7 @@ report({
   }),
   forwarded: await outcomeOf(async () => {
     const [near, far] = openPair(runtime, "seqpacket");
-    const link = new ForwardLink(runtime, near);
+    const link = linkOver(near);
     const size = await new Promise<number>((resolve) => {
       new ForwardedReceiver(runtime, far, { datagram: (bytes) => resolve(bytes.length) });
       link.forward(new Uint8Array(1), { family: "inet", hostname: "192.0.2.1", port: 1 });

@@ -4,23 +4,19 @@
  */
 
 import assert from "node:assert/strict";
-import type { InetAddress } from "../../src/c/sockaddr.ts";
+import { decodeSockaddr, formatAddress, type InetAddress } from "../../src/c/sockaddr.ts";
 import { openReadiness } from "../../src/channels/readiness.ts";
 import { sendMessage } from "../../src/channels/message.ts";
 import type { FlowOptions } from "../../src/handover/flow_options.ts";
-import { FlowLinks } from "../../src/handover/flow_links.ts";
-import type { FlowHost } from "../../src/handover/kernel_flows.ts";
 import type { Succession } from "../../src/handover/successor.ts";
-import { defaultLimits } from "../../src/limits.ts";
 import type { Runtime } from "../../src/runtime.ts";
 import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
-import { integerOption, localAddress, openPair } from "../../src/sockets/socket.ts";
-import { mvfstFormat, ownFormat } from "../../src/steering/forward_frames.ts";
-import { ForwardLink } from "../../src/steering/forward_link.ts";
-import { openMember } from "../../src/steering/reuseport.ts";
+import { cookieOf, integerOption, localAddress } from "../../src/sockets/socket.ts";
+import { mvfstFormat } from "../../src/steering/forward_frames.ts";
+import { isShared, openMember } from "../../src/steering/reuseport.ts";
 import { nodeDatagram } from "./ends.ts";
 import { changed, claim, flowScene, type FlowScene, succeed } from "./flow_scene.ts";
-import { datagramsAt, openClient, sendTo } from "./steering_ends.ts";
+import { datagramsAt, linkOver, openClient, sendTo } from "./steering_ends.ts";
 import { runtime, takeoverError, test, until } from "./support.ts";
 
 const tag = { offset: 0, size: 1 } as const;
@@ -41,8 +37,15 @@ const small = changed("setsockopt", (_, _level, option, value) => {
   sizes.push((value as Uint8Array)[0]! + 256 * (value as Uint8Array)[1]!);
   return sizes.at(-1)! > 1 ? ENOMEM : null;
 });
+/** A process that may bind so many sockets more at the address of the endpoint; placeholders are elsewhere. */
+let bindableCount = Infinity;
+const EACCES = -13;
+const bound = changed("bind", (_, address) => {
+  const at = formatAddress(decodeSockaddr(runtime.abi, address as Uint8Array)!);
+  return at.startsWith("127.0.0.1:") && bindableCount-- <= 0 ? EACCES : null;
+});
 // What waiting needs stays open, and is no leak.
-for (const each of [without, small]) await openReadiness(each);
+for (const each of [without, small, bound]) await openReadiness(each);
 
 /** The strategy that is chosen, and what is told of the others. */
 async function chosen(flows: Partial<FlowOptions>, seen?: Runtime): Promise<[string | null, string[][]]> {
@@ -63,6 +66,11 @@ test("Takeover.bind chooses the best strategy that there are means for", async (
   assert.deepEqual(await chosen({ route }), ["forwarded", []]);
 });
 
+test("Flows.tag is what this process issues, and null without the option", async () => {
+  await flowScene({ tag: { ...tag, mask: 0xf8 } }, ({ flows }) => Promise.resolve(assert.equal(flows.tag, 8)));
+  await flowScene({ route }, ({ flows }) => Promise.resolve(assert.equal(flows.tag, null)));
+});
+
 test("Takeover.bind falls to the next strategy where the kernel refuses a program, and tells so", async () => {
   const refusal = "ERR_TAKEOVER_UNSUPPORTED";
   assert.deepEqual(await chosen({ tag, peers, route }, small), ["connected", [["steered", refusal]]]);
@@ -71,6 +79,61 @@ test("Takeover.bind falls to the next strategy where the kernel refuses a progra
   const both = [["steered", refusal], ["connected", refusal]];
   assert.deepEqual(await chosen({ tag, peers, route }, without), ["forwarded", both]);
 });
+
+test("Takeover.bind falls to the next strategy where this process may open no other socket at the address", async () => {
+  const both = [["steered", "EACCES"], ["connected", "EACCES"]];
+  bindableCount = 2;
+  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["forwarded", both]);
+  bindableCount = 3;
+  assert.deepEqual(await chosen({ tag, peers, route }, bound), ["steered", []]);
+  bindableCount = Infinity;
+});
+
+/** A process that steers, and may open no socket for its successor, which gets its own. */
+async function givesItsOwn(
+  flows: Partial<FlowOptions>,
+  use: (scene: FlowScene, socket: OwnedDescriptor, channel: OwnedDescriptor) => Promise<void>,
+): Promise<void> {
+  await flowScene({ tag, ...flows }, async (scene) => {
+    assert.equal(scene.flows.strategy, "steered");
+    bindableCount = 0;
+    const succession = await succeed(scene.path);
+    bindableCount = Infinity;
+    const { older, members } = succession.takeFlows("game");
+    const [member] = members;
+    assert.deepEqual([older.length, members.length, member!.generation, member!.slot], [1, 1, 0, 0]);
+    using socket = claim(succession);
+    assert.equal(cookieOf(runtime, member!.channel.number), cookieOf(runtime, socket.number));
+    disposeAll(members.map(({ channel }) => channel));
+    await succession.ready(["game"]);
+    await use(scene, socket, older[0]!.channel);
+    const resumed = new Promise((resolve) => scene.takeover.on("resumed", resolve));
+    succession.abort(new Error("enough"));
+    await resumed;
+    using client = openClient();
+    sendTo(client, scene.to, 1);
+    await until(() => scene.read.includes(1), "the incumbent to read again");
+  }, { seen: bound });
+}
+
+test("Takeover that may open no other socket gives its successor its own, with its flows, and says so", () =>
+  givesItsOwn({}, async ({ to, read, unserved }, socket, channel) => {
+    channel[Symbol.dispose]();
+    assert.deepEqual(unserved.map(({ code }) => code), ["EACCES"]);
+    assert.match(unserved[0]!.message, /Cannot keep the flows of "game" with this process/);
+    using client = openClient();
+    for (const byte of [2, 1, 0]) sendTo(client, to, byte);
+    assert.deepEqual([datagramsAt(socket), read], [[[2], [1], [0]], []]);
+  }));
+
+test("Takeover that may open no other socket keeps its flows by forwarding, where there is a route", () =>
+  givesItsOwn({ route }, async ({ served, unserved }, _, channel) => {
+    const link = linkOver(channel);
+    link.forward(Uint8Array.of(1, 2, 3), peer);
+    await until(() => served.length === 1, "what is forwarded");
+    link.close();
+    assert.deepEqual(unserved, []);
+  }));
 
 test("Takeover.bind throws the refusal when no strategy is left, before it has opened anything", async () => {
   await flowScene({ route }, async ({ takeover, to, read }) => {
@@ -95,7 +158,8 @@ test("Takeover.bind refuses flows that cannot be, and traffic goes on", () =>
     }
     const wrong = [{ offset: 65_507, size: 1 }, { offset: 0, size: 3 }, { offset: -1, size: 1 }, {}, { ...tag, mask: 256 }];
     const unfit = [{ idLength: 8, offset: 7, size: 2 }, { idLength: 21, offset: 0, size: 1 }, { idLength: 0, offset: 0, size: 1 }];
-    for (const each of [...wrong, ...unfit]) {
+    const few = [{ ...tag, mask: 0x0f }, { ...tag, mask: 0xf0 }, { idLength: 9, offset: 0, size: 4, mask: 0x80000001 }];
+    for (const each of [...wrong, ...unfit, ...few]) {
       await assert.rejects(attempt({ datagram, tag: each }), takeoverError("ERR_TAKEOVER_RANGE"), JSON.stringify(each));
     }
     using client = openClient();
@@ -113,6 +177,50 @@ test("Takeover.bind with a strategy that needs a group finds the address taken b
     // One that shares it knowingly has no order to go by.
     await assert.rejects(bind(true, { tag, peers, datagram }), takeoverError("ERR_TAKEOVER_STATE"));
   });
+});
+
+test("Takeover.bind with a strategy that needs a group finds an address taken that overlaps with its own", async () => {
+  for (const [first, second] of [["0.0.0.0", "127.0.0.1"], ["127.0.0.1", "0.0.0.0"], ["127.0.0.1", "::"]] as const) {
+    await flowScene({ tag }, async ({ to }) => {
+      await flowScene({ route }, async ({ takeover }) => {
+        const flows = { tag, peers, datagram };
+        const bind = takeover.bind("other", { hostname: second, port: to.port }, nodeDatagram.open, { flows });
+        await assert.rejects(bind, { code: "EADDRINUSE" }, `${first}, ${second}`);
+      });
+    }, { hostname: first });
+  }
+});
+
+/** A kernel in which another server begins its group at the same moment. */
+let rival: OwnedDescriptor | null = null;
+const crowded = changed("bind", (descriptor, address) => {
+  const at = decodeSockaddr(runtime.abi, address as Uint8Array)!;
+  if (at.family === "inet" && isShared(runtime, descriptor)) rival ??= openMember(runtime, at, "dgram", {});
+  return null;
+});
+await openReadiness(crowded);
+
+test("Takeover.bind with a strategy that needs a group sees another server that begins at the same moment", async () => {
+  const scene = flowScene({ tag, route }, () => assert.fail("it was bound"), { seen: crowded });
+  await assert.rejects(scene, { code: "EADDRINUSE" });
+  rival?.[Symbol.dispose]();
+});
+
+/** A kernel that notes at which ports sockets with SO_REUSEPORT are bound. */
+let sharedPorts: number[] = [];
+const noting = changed("bind", (descriptor, address) => {
+  const at = decodeSockaddr(runtime.abi, address as Uint8Array)!;
+  if (at.family === "inet" && isShared(runtime, descriptor)) sharedPorts.push(at.port);
+  return null;
+});
+await openReadiness(noting);
+
+test("Takeover.bind lets the kernel choose no port that another group of this user may have", async () => {
+  await flowScene({ tag }, ({ to }) => {
+    assert.ok(sharedPorts.length >= 2 && sharedPorts.every((port) => port === to.port), `${sharedPorts}, ${to.port}`);
+    return Promise.resolve();
+  }, { seen: noting });
+  sharedPorts = [];
 });
 
 test("Takeover.bind shares no address for a strategy that it could not have", async () => {
@@ -140,13 +248,13 @@ test("Takeover reads mvfst's format when it has said so", () =>
     const succession = await succeed(path);
     const { channel, format } = linkOf(succession);
     assert.equal(format, "mvfst");
-    const link = new ForwardLink(runtime, channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    const link = linkOver(channel, { format: mvfstFormat(runtime.abi, () => 0n) });
     await succession.ready([]);
     succession.abort(new Error("enough"));
     const second = await succeed(path);
     link.close();
     using socket = claim(second);
-    using other = new ForwardLink(runtime, linkOf(second).channel, { format: mvfstFormat(runtime.abi, () => 0n) });
+    using other = linkOver(linkOf(second).channel, { format: mvfstFormat(runtime.abi, () => 0n) });
     await second.ready(["game"]);
     for (const byte of [1, 2, 3]) other.forward(Uint8Array.of(byte), peer);
     await until(() => served.length === 3, "the datagrams");
@@ -154,48 +262,6 @@ test("Takeover reads mvfst's format when it has said so", () =>
     assert.ok(socket.number >= 0);
     second.abort(new Error("enough"));
   }));
-
-/** Links to older processes, each with a format, and the ends of those. */
-function linksTo(...formats: string[]): { links: FlowLinks; ends: OwnedDescriptor[]; failures: { code: string }[] } {
-  const failures: { code: string }[] = [];
-  const host: FlowHost = {
-    ...{ runtime, limits: defaultLimits, name: "game", generation: 9, options: { route, datagram }, datagram },
-    failed: (error) => failures.push(error as { code: string }),
-    isThere: () => true,
-    changed() {},
-  };
-  const links = new FlowLinks(host);
-  const pairs = formats.map(() => openPair(runtime, "seqpacket"));
-  links.add(formats.map((format, index) => ({ generation: index + 1, channel: pairs[index]![0], format })), () => {});
-  return { links, ends: pairs.map(([, end]) => end), failures };
-}
-
-test("FlowLinks write to each older process in its own format, and to none in one that they do not know", async () => {
-  const { links, ends, failures } = linksTo("own", "mvfst", "unheard of");
-  assert.deepEqual(failures.map(({ code }) => code), ["ERR_TAKEOVER_UNSUPPORTED"]);
-  assert.deepEqual([1, 2, 3].map((generation) => links.take(Uint8Array.of(generation, 42), peer)), [true, true, false]);
-  const packets: number[][] = [[], []];
-  await until(() => {
-    for (const index of [0, 1]) packets[index]!.push(...datagramsAt(ends[index]!).flat());
-    return packets.every((packet) => packet.length > 0);
-  }, "both packets");
-  const [own, mvfst] = packets.map((packet) => Uint8Array.from(packet));
-  assert.deepEqual(ownFormat.decode(own!), [{ bytes: Uint8Array.of(1, 42), peer }]);
-  assert.deepEqual(mvfstFormat(runtime.abi, () => 0n).decode(mvfst!), [{ bytes: Uint8Array.of(2, 42), peer }]);
-  assert.equal(links.isThere(3), true);
-  links.endUnknown();
-  assert.deepEqual([1, 2, 3].map((generation) => links.isThere(generation)), [true, true, false]);
-  links.close();
-  disposeAll(ends);
-});
-
-test("FlowLinks pass the formats on with the links", () => {
-  const { links, ends } = linksTo("own", "mvfst");
-  const offered = links.offer();
-  assert.deepEqual(offered.map(({ generation, format }) => [generation, format]), [[9, "own"], [2, "mvfst"], [1, "own"]]);
-  disposeAll([...offered.map(({ channel }) => channel), ...ends]);
-  links.close();
-});
 
 /** What a successor that is not right does to the incumbent's end: it alone ends, and everything else goes on. */
 async function endsAlone(

@@ -4,22 +4,26 @@ import assert from "node:assert/strict";
 import type { InetAddress } from "../../src/c/sockaddr.ts";
 import type { Unopened } from "../../src/handover/binding.ts";
 import { ListenerGroup } from "../../src/handover/listener_group.ts";
+import { Stragglers } from "../../src/handover/stragglers.ts";
 import { Surplus } from "../../src/handover/surplus.ts";
 import { Endpoint } from "../../src/natives/endpoint.ts";
 import type { Runtime } from "../../src/runtime.ts";
-import { disposeAll } from "../../src/sockets/descriptors.ts";
+import { disposeAll, OwnedDescriptor } from "../../src/sockets/descriptors.ts";
 import { bindListener } from "../../src/sockets/listener.ts";
 import { registrationsOf } from "../../src/sockets/event_loop.ts";
-import { identify } from "../../src/sockets/socket.ts";
+import { duplicate, identify } from "../../src/sockets/socket.ts";
 import { waitingCount } from "../../src/steering/accept_queue.ts";
 import { emptyListener } from "../../src/steering/empty_listener.ts";
 import { nodeNet } from "./natives.ts";
 import { loopback, served } from "./served.ts";
 import { connections, deafConnections, ended, groupOf } from "./steering_ends.ts";
-import { runtime, sleep, takeoverError, test } from "./support.ts";
+import { patienceMs, runtime, sleep, takeoverError, test } from "./support.ts";
 
 /** What a call gives when the process has all the descriptors that it may have (EMFILE). */
 const none = -24;
+
+/** Nobody is waited for. */
+const stragglers = new Stragglers(runtime, () => false);
 
 test("Surplus serves whoever waits once there is a descriptor again", async () => {
   let isFull = true;
@@ -75,11 +79,26 @@ test("ListenerGroup.prepare refuses to leave a service manager's listener withou
   const inherited = opened.sockets.map((descriptor, index): [string, Unopened] => {
     return [`web.${index}`, { descriptor, identity: identify(runtime, descriptor.number)!, isSupervised: true }];
   });
-  const group = new ListenerGroup(runtime, false);
+  const group = new ListenerGroup(runtime, false, stragglers);
   await assert.rejects(group.prepare(inherited, 1), takeoverError("ERR_TAKEOVER_STATE"));
   assert.equal(group.steering, null);
-  const own = new ListenerGroup(runtime, true);
+  const own = new ListenerGroup(runtime, true, stragglers);
   await own.prepare(inherited, 1);
   assert.deepEqual(own.surplusNames, ["web.1"]);
   own[Symbol.dispose]();
+});
+
+test("ListenerGroup.settle keeps connections away from a surplus listener that a service manager has still", async () => {
+  using opened = groupOf("stream", 2);
+  using copy = new OwnedDescriptor(runtime, duplicate(runtime, opened.sockets[1]!.number));
+  const inherited = opened.sockets.map((descriptor, index): [string, Unopened] => {
+    return [`web.${index}`, { descriptor, identity: identify(runtime, descriptor.number)!, isSupervised: true }];
+  });
+  using waiting = new Stragglers(runtime, () => false);
+  const group = new ListenerGroup(runtime, true, waiting);
+  await group.prepare(inherited, 1);
+  await group.settle(patienceMs, Promise.resolve());
+  const clients = connections(40, opened.group.address);
+  assert.deepEqual([opened.sockets[1]!.number, waitingCount(runtime, copy.number)], [-1, 0]);
+  disposeAll(clients);
 });

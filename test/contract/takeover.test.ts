@@ -2,7 +2,10 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { existsSync, mkdirSync, renameSync, unlinkSync, writeFileSync } from "node:fs";
 import net from "node:net";
-import { connectPath } from "../../src/sockets/listener.ts";
+import { attachToGroup } from "../../src/steering/attach.ts";
+import { assemble } from "../../src/steering/bpf.ts";
+import { everythingTo } from "../../src/steering/programs.ts";
+import { bindListener, connectPath } from "../../src/sockets/listener.ts";
 import { Conversation } from "../../src/handover/conversation.ts";
 import { encodeFrame } from "../../src/handover/frame.ts";
 import { randomHex, Succession } from "../../src/handover/successor.ts";
@@ -135,6 +138,24 @@ test("Takeover.released resolves when the folder of an unclaimed path has gone",
     spoil(folder.file("web"));
     await succession.settle();
     assert.deepEqual((await takeover.released).unclaimed, ["web"]);
+    succession[Symbol.dispose]();
+  }));
+
+test("Takeover.released names no endpoint whose server was closed before the offer, and closes none", () =>
+  scene(async ({ path, takeover, greeter }) => {
+    const gone = new Greeter();
+    await takeover.listen("web", anyPort, greeter.open);
+    await takeover.listen("gone", anyPort, gone.open);
+    await takeover.ready();
+    const closed: unknown[] = [];
+    takeover.on("closed", ({ names }) => closed.push(names));
+    await gone.close();
+    const succession = await succeed(path);
+    await succession.ready(["web"]);
+    await succession.settle();
+    assert.deepEqual((await takeover.released).unclaimed, []);
+    await takeover.drained();
+    assert.deepEqual(closed, []);
     succession[Symbol.dispose]();
   }));
 
@@ -318,6 +339,60 @@ test("Takeover.listenGroup refuses a name whose group is being opened", () =>
     const again = takeover.listenGroup("web", { ...anyPort, count: 1 }, new Greeter().open);
     await assert.rejects(again, takeoverError("ERR_TAKEOVER_STATE"));
     assert.deepEqual(await opened, [greeter.server]);
+  }));
+
+/** Whether a group has a program, which is taken away. */
+function tookProgram(descriptor: number): boolean {
+  const SO_DETACH_REUSEPORT_BPF = 68;
+  const { abi: { constants }, libc } = runtime;
+  return libc.setsockopt(descriptor, constants.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, new Uint8Array(4), 4) === 0;
+}
+
+test("Takeover leaves a group's program alone when a stranger connects, and takes it away when a successor is lost", () =>
+  scene(async ({ path, takeover, greeter }) => {
+    const other = new Greeter();
+    const servers = [greeter, other];
+    await takeover.listenGroup("web", { ...anyPort, count: 2 }, (at, index) => servers[index]!.open(at));
+    await takeover.ready();
+    try {
+      const abandoned = () => new Promise((resolve) => takeover.on("abandoned", resolve));
+      using member = bindListener(runtime, takeover.addr("web"), { port: 0, reusePort: true });
+      attachToGroup(runtime, member.number, assemble(everythingTo(1)));
+      const [stranger, gone] = [connectPath(runtime, path)!, abandoned()];
+      assert.equal(runtime.libc.write(stranger.number, new Uint8Array(8), 8), 8);
+      stranger[Symbol.dispose]();
+      await gone;
+      assert.equal(tookProgram(member.number), true);
+      const succession = await succeed(path);
+      attachToGroup(runtime, member.number, assemble(everythingTo(1)));
+      const lost = abandoned();
+      succession.abort(new Error("enough"));
+      await lost;
+      assert.equal(tookProgram(member.number), false);
+    } finally {
+      await takeover.close();
+      await other.close();
+    }
+  }));
+
+test("Takeover.displace does without a server of its group that has been closed, and refuses without any", () =>
+  scene(async ({ takeover, greeter }) => {
+    const other = new Greeter();
+    const servers = [greeter, other];
+    try {
+      await takeover.listenGroup("web", { ...anyPort, count: 2 }, (at, index) => servers[index]!.open(at));
+      await takeover.ready();
+      await greeter.close();
+      const stranger = bindListener(runtime, takeover.addr("web"), { port: 0, reusePort: true });
+      const { otherCount } = await takeover.displace("web", () => stranger[Symbol.dispose]());
+      assert.equal(otherCount, 1);
+      await other.close();
+      const gone = { ...takeoverError("ERR_TAKEOVER_STATE"), message: /the application has closed all/ };
+      await assert.rejects(takeover.displace("web", () => {}), gone);
+    } finally {
+      await takeover.close();
+      await other.close();
+    }
   }));
 
 test("Takeover.ready refuses a second call while the first is on its way", () =>

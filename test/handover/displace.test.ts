@@ -105,6 +105,23 @@ test("servers that share an address and follow each other lose connections", asy
   assert.ok((report.failures["fresh request: ECONNRESET"] ?? 0) > 0);
 });
 
+test("a server whose others do not end says so, and serves on", async () => {
+  await using relay = await Relay.open({ DRAIN_MS: "300" }, example);
+  await using first = asRoot.other(relay);
+  await using second = asRoot.other(relay);
+  for (const each of [first, second]) await each.event("ready");
+  // A stopped process does not end of SIGTERM.
+  for (const each of [first, second]) each.signal("SIGSTOP");
+  const server = await relay.next("node", { LISTENERS: "1", DISPLACES: `${first.pid}\n${second.pid}\n` });
+  const { code } = await server.event("undisplaced");
+  assert.equal(code, "ERR_TAKEOVER_TIMEOUT");
+  server.signal("SIGTERM");
+  assert.equal(await server.ended, 0, server.stderr);
+  await using wrong = new Server("node", example, { ...otherEnv(relay), TAKEOVER: relay.path, LISTENERS: "1", DISPLACES: "server" });
+  assert.equal((await wrong.event("refused")).code, "ERR_TAKEOVER_RANGE");
+  assert.equal(await wrong.ended, 1);
+});
+
 test("a server that displaces another, and ends beside one, loses none", () => alternate(asRoot, 1, 1));
 
 test("the same with three others and two listeners as an ordinary user", { skip: whyNotOrdinaryUser() }, () =>

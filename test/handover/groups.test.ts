@@ -19,6 +19,8 @@ import { nineHandOvers, type RuntimeName, runtimes, type Server } from "../suppo
 const fixture = "test/fixtures/group.ts";
 const memberCount = 8;
 const clientCount = 400;
+/** Nobody waits that long who is answered at all. */
+const patienceMs = 20_000;
 const ordinary = { skip: whyNotOrdinaryUser() };
 
 /** A client that asks once. */
@@ -39,6 +41,7 @@ class Client {
       socket.once("data", (bytes) => resolve(String(bytes).startsWith("HTTP/1.1 200") ? "answered" : String(bytes)));
       socket.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code ?? "error"));
       socket.once("close", () => resolve("closed"));
+      socket.setTimeout(patienceMs, () => resolve("silence"));
     });
     await new Promise((resolve) => socket.once("connect", resolve).once("close", resolve));
     socket.write("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
@@ -251,6 +254,80 @@ test("a successor that is killed before it is ready leaves listeners as they wer
   incumbent!.signal("SIGCONT");
   assert.deepEqual(await outcomesOf(clients), { answered: 120 });
   assert.ok(waiting.length === 6 && waiting.every((count) => count > 0), String(waiting));
+});
+
+/** How many of 200 clients wait at each listener while nobody accepts; then they are answered. */
+async function waitingWhileStopped(port: number, servers: readonly Server[]): Promise<number[]> {
+  for (const server of servers) server.signal("SIGSTOP");
+  const clients = await openClients(port, 200);
+  const waiting = waitingAt(port);
+  for (const server of servers) server.signal("SIGCONT");
+  assert.deepEqual(await outcomesOf(clients), { answered: 200 });
+  return waiting;
+}
+
+test("a successor whose server fails to open tries again, and has the incumbent's listener", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000", LISTENERS: "3" }, fixture);
+  const incumbent = await relay.next("deno");
+  const successor = await relay.next("node", { STUMBLE: "again" });
+  const waiting = await waitingWhileStopped(relay.port, [incumbent, successor]);
+  assert.equal(waiting.length, 3, String(waiting));
+});
+
+test("a successor that goes on without all servers of a group leaves the others to the incumbent", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000", LISTENERS: "4" }, fixture);
+  const incumbent = await relay.next("bun");
+  const successor = await relay.next("node", { LISTENERS: "3", STUMBLE: "on" });
+  await successor.event("steering");
+  const waiting = await waitingWhileStopped(relay.port, [incumbent, successor]);
+  assert.ok(waiting.length === 4 && waiting.every((count) => count > 0), String(waiting));
+});
+
+for (const [words, way, options] of [["", asRoot, {}], [" as an ordinary user", asUser, ordinary]] as const) {
+  test(`surplus listeners that a stopped incumbent has still get no connections${words}`, options, async () => {
+    const limits = JSON.stringify({ settleMs: 60_000, releaseMs: 200 });
+    await using relay = await way.open({ LIMITS: limits });
+    const incumbent = await way.next(relay, "node", { LISTENERS: String(memberCount) });
+    const successor = await way.next(relay, "bun", { LISTENERS: "5", LIMITS: limits.replace("60000", "3000") });
+    incumbent.signal("SIGSTOP");
+    assert.deepEqual((await successor.event("inherited")).names, ["web", "web.2", "web.3", "web.4", "web.5"]);
+    await successor.event("closed");
+    assert.equal(waitingAt(relay.port).length, memberCount);
+    assert.deepEqual(await outcomesOf(await openClients(relay.port, 100)), { answered: 100 });
+    incumbent.signal("SIGCONT");
+    assert.equal(await incumbent.ended, 0, incumbent.stderr);
+    assert.deepEqual(await outcomesOf(await openClients(relay.port, 100)), { answered: 100 });
+  });
+}
+
+for (const [words, env, event] of [
+  ["in the lease", { LIMITS: JSON.stringify({ settleMs: 60_000, silenceMs: 500 }) }, "resumed"],
+  ["before it is ready", { LIMITS: JSON.stringify({ readyMs: 500 }), WARM_MS: "60000" }, "abandoned"],
+] as const) {
+  test(`new listeners of a successor that hangs ${words} get no connections`, async () => {
+    await using relay = await Relay.open({ LISTENERS: "2", LIMITS: env.LIMITS }, fixture);
+    const incumbent = await relay.next("node");
+    const successor = relay.start("deno", { LISTENERS: "4", ...("WARM_MS" in env ? { WARM_MS: env.WARM_MS } : {}) });
+    relay.servers.push(successor);
+    await successor.event("WARM_MS" in env ? "steering" : "ready");
+    while (waitingAt(relay.port).length < 4) await sleep(10);
+    successor.signal("SIGSTOP");
+    await incumbent.event(event);
+    await sleep(100);
+    assert.deepEqual(await outcomesOf(await openClients(relay.port, 100)), { answered: 100 });
+    successor.signal("SIGKILL");
+    await successor.ended;
+    assert.equal(await spreads(relay.port), 2);
+  });
+}
+
+test("a successor of a group whose first server has been closed has the others, and knows where they are", async () => {
+  await using relay = await Relay.open({ SETTLE_MS: "60000" }, fixture);
+  await relay.next("node", { LISTENERS: "3", CLOSES: "1" });
+  const successor = await relay.next("deno", { LISTENERS: "1" });
+  assert.equal((await successor.event("ready")).addr, `127.0.0.1:${relay.port}`);
+  assert.equal(waitingAt(relay.port).length, 2);
+  assert.deepEqual(await outcomesOf(await openClients(relay.port, 20)), { answered: 20 });
 });
 
 /** What becomes of clients that come one after the other until nobody is there. */

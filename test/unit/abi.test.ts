@@ -37,8 +37,9 @@ type Expressions = Record<string, string>;
 type Values = Record<string, number>;
 
 const headers = [
-  ...["stddef", "stdio", "errno", "fcntl", "sys/socket", "sys/uio", "sys/un", "sys/file", "sys/resource", "sys/stat"],
-  ...["netinet/in", "netinet/tcp", ...(platform === "linux" ? ["sys/epoll", "sys/ioctl", "linux/sockios", "linux/stat", "dirent"] : [])],
+  ...["stddef", "stdio", "errno", "fcntl", "sys/socket", "sys/uio", "sys/un", "sys/file", "sys/resource", "sys/stat", "poll"],
+  ...["netinet/in", "netinet/tcp", "net/if"],
+  ...(platform === "linux" ? ["sys/epoll", "sys/ioctl", "linux/sockios", "linux/stat", "dirent", "netinet/udp"] : []),
 ];
 
 /** What the headers of older systems lack, as Linux's own say it (include/linux/socket.h, asm-generic/socket.h). */
@@ -246,7 +247,7 @@ test("src/ has the constants of single modules as C has them", onLinux, async ()
 });
 
 test(
-  "src/ reads struct linux_dirent64, struct ucred and struct rlimit where C puts their fields",
+  "src/ reads struct linux_dirent64, ucred, rlimit, pollfd and ifreq where C puts their fields",
   onLinux,
   async () => {
     const expressions = {
@@ -257,8 +258,12 @@ test(
       rlimit: "sizeof(struct rlimit)",
       soft: "offsetof(struct rlimit, rlim_cur)",
       flags: "SOCK_CLOEXEC | SOCK_NONBLOCK",
+      pollfd: "sizeof(struct pollfd)",
+      events: "offsetof(struct pollfd, events)",
+      ifreq: "sizeof(struct ifreq)",
+      index: "offsetof(struct ifreq, ifr_ifindex)",
     };
-    const expected = { reclen: 16, name: 19, ucred: 12, uid: 4, rlimit: 16, soft: 0, flags: 0o2004000 };
-    assert.deepEqual(await valuesOf(expressions), expected);
+    const fields = { reclen: 16, name: 19, ucred: 12, uid: 4, rlimit: 16, soft: 0, flags: 0o2004000 };
+    assert.deepEqual(await valuesOf(expressions), { ...fields, pollfd: 8, events: 4, ifreq: 40, index: 16 });
   },
 );
