@@ -246,8 +246,9 @@ function bindNodeFfi(abi: Abi, ffi: NodeFfi): Binding {
   };
 }
 
-/** node:ffi takes 64-bit integers as bigints only; here they are all third. */
+/** node:ffi takes 64-bit integers as bigints only; here they are all second or third. */
 function takingBigSizes(raw: RawFunction, { parameters }: CFunction): RawFunction {
+  if (parameters[1] === "size_t") return (first, size, third) => raw(first, BigInt(size), third);
   if (parameters[2] !== "size_t") return raw;
   if (parameters.length === 3) return (first, second, size) => raw(first, second, BigInt(size));
   return (first, second, size, fourth, fifth) => raw(first, second, BigInt(size), fourth, fifth);

@@ -12,7 +12,7 @@ import {
   OwnedDescriptor,
   readFile,
 } from "../../src/sockets/descriptors.ts";
-import { stopWaiting, waitReadable, waitWritable } from "../../src/channels/readiness.ts";
+import { isShutDown, stopWaiting, waitReadable, waitWritable } from "../../src/channels/readiness.ts";
 import { openPair } from "../../src/sockets/socket.ts";
 import { TemporaryFolder } from "../unit/children.ts";
 import { commandFor, runChild } from "./fd_children.ts";
@@ -107,6 +107,15 @@ test("waitReadable resolves at the end of a stream, and when the other side is h
   pair.others[0]![Symbol.dispose]();
   assert.equal(libc.shutdown(pair.others[1]!.number, 1), 0);
   await Promise.all(waits);
+});
+
+test("isShutDown tells that the other side writes no more, also when something waits to be read", () => {
+  using pair = pairs(1);
+  const [end, other] = [pair.ends[0]!, pair.others[0]!];
+  write(other);
+  assert.equal(isShutDown(runtime, end.number), false);
+  other[Symbol.dispose]();
+  assert.equal(isShutDown(runtime, end.number), true);
 });
 
 test("waitWritable resolves when the other side goes while nothing can be written", async () => {

@@ -4,6 +4,7 @@
  * @module
  */
 
+import process from "node:process";
 import { linkOf, openDescriptors } from "../../src/sockets/descriptors.ts";
 import { runtime } from "./seam.ts";
 
@@ -15,10 +16,13 @@ export function descriptorTable(): Table {
   return new Map(openDescriptors(runtime).map((number) => [number, linkOf(runtime, number)]));
 }
 
-/** How often in a row the table has to be the same: the first time of a process, when its runtime still starts, and then. */
-const firstSteadyCount = 30;
+/** How often in a row the table has to be the same. */
 const steadyCount = 3;
-let isFirst = true;
+
+// Deno opens its sockets for signals with the first listener, or half a second after its start; it panics when it cannot.
+const hear = (): void => {};
+process.on("SIGWINCH", hear);
+process.off("SIGWINCH", hear);
 
 /**
  * The table without what comes and goes: threads of the runtimes open files
@@ -27,9 +31,7 @@ let isFirst = true;
  */
 export async function steadyTable(): Promise<Table> {
   let table = descriptorTable();
-  const wantedCount = isFirst ? firstSteadyCount : steadyCount;
-  isFirst = false;
-  for (let same = 0; same < wantedCount;) {
+  for (let same = 0; same < steadyCount;) {
     await new Promise((resolve) => setTimeout(resolve, 3));
     const next = descriptorTable();
     same = sameTable(table, next) ? same + 1 : 0;
