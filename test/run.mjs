@@ -33,23 +33,26 @@ function alone(command) {
 
 /** Suites that load the machine, or measure it, have it to themselves. */
 const loads = [
-  "load", "connections", "keep_alive", "whole", "websockets", "datagrams", "groups", "displace", "workers", "ordinary_user",
-  "haproxy", "seize", "kill", "connections_kill",
+  "load", "connections", "keep_alive", "datagrams", "groups", "ordinary_user", "haproxy", "kill", "connections_kill",
 ];
+
+/** Those that load it a little come two at a time. */
+const smallLoads = ["displace", "seize", "workers", "websockets", "whole"];
 
 const inProcesses = (kind, file) => {
   const name = file.replace(/^.*\/|\.test\.ts$/g, "");
   return {
     name: `${kind}: ${name}`,
     command: alone(nodeTest(binaries.node26, [file])),
-    lane: loads.includes(name) ? "alone" : "beside",
+    lane: loads.includes(name) ? "alone" : smallLoads.includes(name) ? "late" : "beside",
   };
 };
 
 /**
  * Every suite: its name, its command, what it gets in its environment, and its
  * lane. Contract suites share a user's limits, so they follow each other; what
- * is `beside` them is run at the same time, and whoever is done helps with it.
+ * is `beside` them is run at the same time, then what is `late`, and whoever is
+ * done helps with both.
  */
 const suites = [
   { name: "check", command: ["npm", "run", "--silent", "check"] },
@@ -110,7 +113,7 @@ async function runAll(queue) {
 }
 
 const laneOf = (lane) => chosen.filter((suite) => (suite.lane ?? "beside") === lane);
-const beside = laneOf("beside");
+const beside = [...laneOf("beside"), ...laneOf("late")];
 await Promise.all([runAll(laneOf("contract")).then(() => runAll(beside)), runAll(beside)]);
 await runAll(laneOf("alone"));
 const sum = (key) => results.reduce((total, result) => total + result[key], 0);
