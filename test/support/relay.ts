@@ -27,13 +27,28 @@ export class Scratch implements Disposable {
   }
 }
 
-/** A TCP port that is free now. */
+/** Below those that the kernel gives to clients (net.ipv4.ip_local_port_range): one of them could have it a moment later. */
+const [firstPort, portCount] = [10_000, 20_000];
+const givenPorts = new Set<number>();
+
+/** A TCP port that is free now, and that nobody is given by chance. */
 export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = firstPort + Math.floor(Math.random() * portCount);
+    if (givenPorts.has(port)) continue;
+    givenPorts.add(port);
+    if (await isFree(port)) return port;
+  }
+}
+
+async function isFree(port: number): Promise<boolean> {
   const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  const isBound = await new Promise<boolean>((resolve) => {
+    server.once("error", () => resolve(false));
+    server.listen(port, "127.0.0.1", () => resolve(true));
+  });
+  if (isBound) await new Promise((resolve) => server.close(resolve));
+  return isBound;
 }
 
 /** Servers that follow each other on one port and one control socket. */
