@@ -95,8 +95,9 @@ class NodeSocket implements HttpSocket {
   get isBetween(): boolean {
     const socket = this.#socket;
     const isUnchanged = socket.parser === this.#parser && socket.bytesRead === this.#readSize;
+    // After the last answer of a connection the server has ended its writing, a turn before the kernel hears of it.
     return this.#isIdle && isUnchanged && this.isWritten && !socket._httpMessage && socket.readableLength === 0 &&
-      !socket.destroyed;
+      socket.writable;
   }
 
   get isWritten(): boolean {
