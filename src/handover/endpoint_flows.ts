@@ -109,6 +109,7 @@ export class NoFlows implements Flows {
 
 /** The flows of one endpoint. */
 export class EndpointFlows implements Flows {
+  readonly tag: number | null;
   readonly #owner: FlowsOwner;
   readonly #name: string;
   readonly #options: FlowOptions;
@@ -124,6 +125,7 @@ export class EndpointFlows implements Flows {
     this.#owner = owner;
     this.#name = name;
     this.#options = options;
+    this.tag = options.tag ? tagOf(options.tag, owner.generation) : null;
     this.#host = {
       ...owner,
       name,
@@ -137,11 +139,6 @@ export class EndpointFlows implements Flows {
 
   get strategy(): FlowStrategy {
     return this.#chosen.strategy;
-  }
-
-  get tag(): number | null {
-    const { tag } = this.#options;
-    return tag ? tagOf(tag, this.#owner.generation) : null;
   }
 
   /** Whether the socket has to be one that others can join. */

@@ -61,7 +61,7 @@ export interface IncumbentHost {
   resume(to: Peer, error: unknown): void;
   /** Settled, and the successor does not know it yet. */
   settled(to: Peer, claimed: readonly string[]): void;
-  /** The successor knows: close the copies. */
+  /** Close the copies; the successor hears of it after that. */
   release(to: Peer, claimed: readonly string[]): void;
   /** A successor was lost before ready, that may have done something with what it was offered. */
   takeBack(): void;

@@ -1,6 +1,6 @@
 /**
- * Packets on their way out of a connected socket, in order. What the socket does not take
- * at once waits here, up to a size; what does not fit is told of.
+ * Packets on their way out of a connected socket, in order. What the socket
+ * does not take at once waits here, up to a size; what does not fit is told of.
  *
  * @module
  */
